@@ -1,0 +1,90 @@
+"""One broker as a test sees it: a server, and an address on it that no other test uses."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import redis
+from kombu import pools
+from kombu.exceptions import ChannelError
+
+from sample_project.servers import ValkeyServer
+from tests.project.celery import app
+from tests.project.settings import broker_transport_options
+from tests.servers.rabbitmq import RabbitMQ
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+    from kombu import Connection
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Broker:
+    """A fresh virtual host or database; ``server`` may be killed and started again."""
+
+    name: str
+    server: RabbitMQ | ValkeyServer
+    url: str
+    transport_options: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def is_amqp(self) -> bool:
+        return isinstance(self.server, RabbitMQ)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment that points a process of the test project at this broker."""
+        return {"CELERY_BROKER_URL": self.url}
+
+    def connection(self) -> Connection:
+        """A connection of its own, with the app's options; close it."""
+        return app.connection_for_write(self.url)
+
+    def queue_length(self, queue: str = "celery") -> int:
+        """Messages ready in a queue, 0 for one that does not exist; unacked ones do not count."""
+        with self.connection() as connection:
+            channel = connection.channel()
+            try:
+                return int(channel.queue_declare(queue, passive=True).message_count)
+            except (ChannelError, *connection.channel_errors):
+                return 0
+
+    def point_app(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make this the broker of the default app, in this process."""
+        monkeypatch.setenv("CELERY_BROKER_URL", self.url)  # Celery reads it before its settings
+        monkeypatch.setattr(app.conf, "broker_url", self.url)
+        monkeypatch.setattr(app.conf, "broker_transport_options", self.transport_options)
+        forget_connections()
+
+
+def open_broker(name: str, server: RabbitMQ | ValkeyServer) -> Iterator[Broker]:
+    """Yield a broker on a running server; afterwards the server runs again and holds nothing."""
+    server.start()
+    number = next(_numbers)
+    if isinstance(server, RabbitMQ):
+        vhost = f"test-{os.getpid()}-{number}"
+        url = server.create_vhost(vhost)
+        yield Broker(name, server, url, broker_transport_options(url))
+        server.start()
+        server.delete_vhost(vhost)
+    else:
+        url = server.url_of(number % 1024)
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
+        yield Broker(name, server, url, broker_transport_options(url))
+        server.start()
+        with redis.Redis.from_url(url) as client:
+            client.flushdb()
+
+
+def forget_connections() -> None:
+    """Close the default app's pooled connections, which lead to another test's broker."""
+    pools.reset()
+    app._after_fork()
