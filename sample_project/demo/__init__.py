@@ -1,0 +1,1 @@
+"""The demo: the shop under repeated deliveries and killed processes, and a ledger that says so."""

@@ -1,0 +1,121 @@
+"""manage.py demo"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from celery import current_app
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+from django.core.management.utils import get_random_secret_key
+from environ import Env
+
+from sample_project.demo.cast import Cast, ProcessEnded
+from sample_project.demo.client import OrderRefused
+from sample_project.demo.progress import Progress
+from sample_project.demo.story import Stalled, Story
+from sample_project.servers import PostgresServer, ServerMissing, ValkeyServer, free_port
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from types import FrameType
+
+ADMIN = "demo"
+# A killed worker's messages come back after so many seconds, so that nobody has to wait for them.
+VISIBILITY_TIMEOUT = 5
+
+
+class Command(BaseCommand):
+    help = (
+        "Run the shop on real servers, deliver each message at least twice, kill the worker and "
+        "the relay in the middle, and print a ledger. The exit status is 0 if it balances. "
+        "Without DATABASE_URL and CELERY_BROKER_URL it starts a PostgreSQL and a Valkey of its own."
+    )
+    # The database that they would look at is not there yet.
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--orders", type=int, default=200, help="how many; default: 200")
+        parser.add_argument(
+            "--exit", action="store_true", dest="leave", help="leave after the ledger"
+        )
+
+    def handle(self, *, orders: int, leave: bool, **_: Any) -> None:
+        if orders < 1:
+            raise CommandError("--orders must be at least 1.")
+        signal.signal(signal.SIGTERM, _leave)
+        try:
+            with ExitStack() as stack:
+                self._run(stack, Progress(sys.stdout), orders, leave=leave)
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+        except (ServerMissing, ProcessEnded, OrderRefused, Stalled) as error:
+            raise CommandError(str(error)) from error
+
+    def _run(self, stack: ExitStack, progress: Progress, orders: int, *, leave: bool) -> None:
+        environment = self._servers(stack, progress)
+        call_command("migrate", verbosity=0)
+        password = secrets.token_urlsafe(9)
+        _create_admin(password)
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
+        port = free_port()
+        cast = Cast(logs, environment, port)
+        stack.callback(cast.stop)
+        story = Story(cast, port, orders, progress)
+        story.play()
+        problems = story.problems()
+        progress.show("\nThe ledger, read from the database:\n")
+        for line in story.ledger.lines():
+            progress.show(line)
+        if problems:
+            progress.show()
+            raise CommandError(f"The ledger does not balance: {'; '.join(problems)}.")
+        progress.show("\nThe ledger balances.")
+        if not leave:
+            progress.show(
+                f"\n  Shop    http://127.0.0.1:{port}/"
+                f"\n  Admin   http://127.0.0.1:{port}/admin/   user {ADMIN}, password {password}"
+                f"\n  Logs    {logs}"
+                "\n\nCtrl-C ends it all."
+            )
+            signal.pause()
+
+    def _servers(self, stack: ExitStack, progress: Progress) -> dict[str, str]:
+        """Start the servers that the environment does not name; return the children's settings."""
+        environment = {
+            "SECRET_KEY": get_random_secret_key(),
+            "BROKER_VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT),
+        }
+        if "DATABASE_URL" not in os.environ:
+            postgres = stack.enter_context(PostgresServer(database="shop"))
+            environment["DATABASE_URL"] = postgres.url
+            # As Django's test runner does: the settings are read, but no connection is open.
+            settings.DATABASES["default"].update(Env.db_url_config(postgres.url))
+            progress.say(f"PostgreSQL runs on port {postgres.port}.")
+        if "CELERY_BROKER_URL" not in os.environ:
+            valkey = stack.enter_context(ValkeyServer())
+            environment["CELERY_BROKER_URL"] = valkey.url
+            current_app.conf.broker_url = valkey.url
+            progress.say(f"Valkey runs on port {valkey.port}.")
+        return environment
+
+
+def _create_admin(password: str) -> None:
+    user, _ = User.objects.get_or_create(
+        username=ADMIN, defaults={"is_staff": True, "is_superuser": True}
+    )
+    user.set_password(password)
+    user.save()
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
