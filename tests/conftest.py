@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from sample_project.servers import PostgresServer, Server, ServerMissing, ValkeyServer
-from tests.servers.brokers import Broker, forget_connections, open_broker
+from tests.servers.brokers import Broker, open_broker
 from tests.servers.children import Children
 from tests.servers.missing import missing
 from tests.servers.rabbitmq import RabbitMQ
@@ -49,17 +49,15 @@ def redis_server() -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture(params=["rabbitmq", "valkey"])
-def broker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """The default Celery app's broker for one test: nothing of another test's is in it.
 
     ``@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)`` chooses; there is also
     ``redis_server``.
     """
     for opened in open_broker(request.param, request.getfixturevalue(request.param)):
-        with monkeypatch.context() as patch:
-            opened.point_app(patch)
+        with opened.serving_app():
             yield opened
-        forget_connections()
 
 
 @pytest.fixture

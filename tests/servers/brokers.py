@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,6 @@ from tests.servers.rabbitmq import RabbitMQ
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pytest
     from kombu import Connection
 
 _numbers = itertools.count(1)
@@ -56,12 +56,21 @@ class Broker:
             except (ChannelError, *connection.channel_errors):
                 return 0
 
-    def point_app(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make this the broker of the default app, in this process."""
-        monkeypatch.setenv("CELERY_BROKER_URL", self.url)  # Celery reads it before its settings
-        monkeypatch.setattr(app.conf, "broker_url", self.url)
-        monkeypatch.setattr(app.conf, "broker_transport_options", self.transport_options)
-        forget_connections()
+    @contextmanager
+    def serving_app(self) -> Iterator[None]:
+        """Make this the broker of the test project's app, in this process."""
+        before = (os.environ.get("CELERY_BROKER_URL"), app.conf.broker_transport_options)
+        os.environ["CELERY_BROKER_URL"] = self.url  # Celery prefers it to its settings
+        app.conf.update(broker_transport_options=self.transport_options)
+        _forget_connections()
+        try:
+            yield
+        finally:
+            _forget_connections()
+            os.environ.pop("CELERY_BROKER_URL")
+            if before[0] is not None:
+                os.environ["CELERY_BROKER_URL"] = before[0]
+            app.conf.update(broker_transport_options=before[1])
 
 
 def open_broker(name: str, server: RabbitMQ | ValkeyServer) -> Iterator[Broker]:
@@ -84,7 +93,7 @@ def open_broker(name: str, server: RabbitMQ | ValkeyServer) -> Iterator[Broker]:
             client.flushdb()
 
 
-def forget_connections() -> None:
-    """Close the default app's pooled connections, which lead to another test's broker."""
+def _forget_connections() -> None:
+    """Close the app's pooled connections, which lead to another test's broker."""
     pools.reset()
     app._after_fork()

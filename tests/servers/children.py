@@ -47,7 +47,6 @@ class Children:
             cwd=ROOT,
             env={
                 **os.environ,
-                "DJANGO_SETTINGS_MODULE": "tests.project.settings",
                 "DATABASE_URL": database_url(),
                 "PYTHONUNBUFFERED": "1",
                 **self._env,

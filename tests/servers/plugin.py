@@ -18,45 +18,40 @@ from tests.servers.missing import missing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-class PostgresPlugin:
-    """Holds the server of this test run."""
+_server = pytest.StashKey[PostgresServer]()
+_problem = pytest.StashKey[str]()
 
-    def __init__(self) -> None:
-        self.server: PostgresServer | None = None
-        self.problem = ""
-        if "DATABASE_URL" in os.environ:
-            return
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
+    if "DATABASE_URL" not in os.environ:
         try:
-            self.server = PostgresServer(
+            server = PostgresServer(
                 bin_directory=os.environ.get("TEST_POSTGRES_BIN") or None,
                 settings={"fsync": "off", "full_page_writes": "off"},
             )
         except ServerMissing as error:
-            self.problem = str(error)
+            early_config.stash[_problem] = str(error)
         else:
-            os.environ["DATABASE_URL"] = self.server.url
-
-    @pytest.fixture(scope="session")
-    def postgres(self) -> Iterator[PostgresServer | None]:
-        """The PostgreSQL server of this run; None where DATABASE_URL named one."""
-        if self.problem:
-            missing(self.problem)
-        if self.server is None:
-            yield None
-        else:
-            with self.server:
-                yield self.server
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_load_initial_conftests(
-    early_config: pytest.Config,
-) -> Iterator[None]:
-    early_config.pluginmanager.register(PostgresPlugin(), "outbox-postgres")
+            early_config.stash[_server] = server
+            os.environ["DATABASE_URL"] = server.url
     return (yield)
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    server = config.stash.get(_server, None)
+    return f"postgresql: {server.bin_directory if server else 'as DATABASE_URL says'}"
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    plugin = config.pluginmanager.get_plugin("outbox-postgres")
-    if plugin is not None and plugin.server is not None:
-        plugin.server.close()
+    if server := config.stash.get(_server, None):
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> PostgresServer | None:
+    """The PostgreSQL server of this run; None where DATABASE_URL named one."""
+    if problem := pytestconfig.stash.get(_problem, None):
+        missing(problem)
+    server = pytestconfig.stash.get(_server, None)
+    return server.start() if server else None
