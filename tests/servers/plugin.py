@@ -34,6 +34,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
             early_config.stash[_problem] = str(error)
         else:
             early_config.stash[_server] = server
+            early_config.add_cleanup(server.close)
             os.environ["DATABASE_URL"] = server.url
     return (yield)
 
@@ -41,11 +42,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
 def pytest_report_header(config: pytest.Config) -> str:
     server = config.stash.get(_server, None)
     return f"postgresql: {server.bin_directory if server else 'as DATABASE_URL says'}"
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if server := config.stash.get(_server, None):
-        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,42 @@
+# Shared by the scripts: one line per step, the rest in a log that is shown when a step fails.
+# shellcheck shell=bash
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+mkdir -p .make
+
+say() { printf '==> %s\n' "$*"; }
+
+die() {
+    printf '%s\n' "$*" >&2
+    exit 1
+}
+
+# quietly <log name> <command...>: status of the command; its output only if it fails.
+quietly() {
+    local log=".make/$1.log" status=0
+    shift
+    "$@" >"$log" 2>&1 || status=$?
+    if [ "$status" -ne 0 ]; then
+        cat "$log" >&2
+    fi
+    return "$status"
+}
+
+can_install() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
+
+# apt_install <packages...>, without starting any daemon that a package brings.
+apt_install() {
+    local policy=/usr/sbin/policy-rc.d made_policy="" status=0
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+        made_policy=yes
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    { quietly apt-update apt-get -q update &&
+        quietly apt-install apt-get -q install -y --no-install-recommends "$@"; } || status=$?
+    if [ -n "$made_policy" ]; then
+        rm -f "$policy"
+    fi
+    return "$status"
+}
