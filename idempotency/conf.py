@@ -1,0 +1,91 @@
+"""Settings: typed defaults, declared once, read from Django's settings at each use."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+class AppSettings:
+    """Base of an app's settings: upper-case class attributes are the defaults.
+
+    ``PREFIX + NAME`` in Django's settings overrides a default. It is read at each access, so
+    ``override_settings`` works. A default that is a ``timedelta`` is a duration: the setting may
+    be a ``timedelta`` or a number of seconds, and what is read is always a ``timedelta``.
+
+    The shape (a class of annotated defaults, read lazily) is borrowed from procrastinate.
+    """
+
+    PREFIX: ClassVar[str]
+
+    def __getattribute__(self, name: str) -> Any:
+        default = super().__getattribute__(name)
+        if not name.isupper() or name == "PREFIX":
+            return default
+        value = getattr(settings, self.PREFIX + name, default)
+        problem = self._problem(name, value, default)
+        if problem:
+            raise ImproperlyConfigured(problem)
+        if isinstance(default, timedelta) and not isinstance(value, timedelta):
+            return timedelta(seconds=value)
+        return value
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each setting under the prefix that is unknown or ill-typed."""
+        defaults = self._defaults()
+        for full_name in dir(settings):
+            if not full_name.startswith(self.PREFIX):
+                continue
+            name = full_name.removeprefix(self.PREFIX)
+            if name in defaults:
+                problem = self._problem(name, getattr(settings, full_name), defaults[name])
+                if problem:
+                    yield problem
+            else:
+                close = difflib.get_close_matches(name, defaults, n=1)
+                hint = f" Did you mean {self.PREFIX}{close[0]}?" if close else ""
+                yield f"{full_name} is not a setting of this app.{hint}"
+
+    def _defaults(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in vars(type(self)).items()
+            if name.isupper() and name != "PREFIX"
+        }
+
+    def _problem(self, name: str, value: Any, default: Any) -> str | None:
+        if isinstance(default, timedelta):
+            kinds: tuple[type, ...] = (timedelta, int, float)
+            wanted = "a timedelta or a number of seconds"
+        else:
+            kinds = (type(default),)
+            wanted = f"a value of type {type(default).__name__}"
+        if not isinstance(value, kinds) or (
+            isinstance(value, bool) and not isinstance(default, bool)
+        ):
+            return f"{self.PREFIX}{name} must be {wanted}, not {value!r}."
+        zero = timedelta(0) if isinstance(value, timedelta) else 0
+        if not isinstance(value, (bool, str)) and value <= zero:
+            return f"{self.PREFIX}{name} must be greater than zero, not {value!r}."
+        return None
+
+
+class IdempotencySettings(AppSettings):
+    """The settings of ``idempotency``; each is overridden by ``IDEMPOTENCY_<NAME>``."""
+
+    PREFIX = "IDEMPOTENCY_"
+
+    TTL: timedelta = timedelta(days=7)
+    """How long a finished key is kept and recognised. Seconds or timedelta.
+
+    Longer than the longest time in which a duplicate can still arrive: the broker's visibility
+    timeout, a task's retries, and the time in which someone may retry a message by hand.
+    """
+
+
+conf = IdempotencySettings()

@@ -1,0 +1,66 @@
+"""A task class whose ``delay()`` and ``apply_async()`` write to the outbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+from celery.result import AsyncResult
+from django.db import connections, router, transaction
+
+from outbox import wire
+from outbox.exceptions import UnsupportedSignature
+from outbox.models import OutboxMessage
+
+
+class OutboxTask(Task):
+    """``@shared_task(base=OutboxTask)``, or ``Celery(task_cls=OutboxTask)`` for every task.
+
+    A call writes a message in the current transaction, opening one where there is none, and
+    returns ``AsyncResult(message id)``. What Celery itself sends is not touched: retries,
+    continuations of a chain, callbacks, and beat, all of which name the task id or the producer.
+    """
+
+    abstract = True
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Like Celery's, through the outbox.
+
+        Raises ``ValueError`` for a ``task_id`` of one's own and ``UnsupportedSignature`` for the
+        member of a group or chord that is called outside a worker.
+        """
+        if self._belongs_to_celery(task_id, producer, options):
+            return super().apply_async(args, kwargs, task_id=task_id, producer=producer, **options)
+        if "group_id" in options or "chord" in options:
+            raise UnsupportedSignature(
+                f"{self.name}: a group or chord would publish its members before the transaction "
+                "commits. Use OutboxMessage.objects.enqueue_many(group) for a group, and a task "
+                "that starts the chord for a chord."
+            )
+        signature = self.signature(args, kwargs, **options)
+        if task_id is not None:
+            signature.options["task_id"] = task_id
+        with transaction.atomic(using=router.db_for_write(OutboxMessage)):
+            message = OutboxMessage.objects.enqueue(signature)
+        return self.AsyncResult(str(message.id))
+
+    def _belongs_to_celery(
+        self, task_id: str | None, producer: Any, options: dict[str, Any]
+    ) -> bool:
+        app = self._get_app()
+        if app.conf.task_always_eager or wire.is_capturing(producer):
+            return True
+        current = app.current_worker_task
+        if current is not None and task_id is not None:
+            # A retry; or what follows a task, which Celery sends when its transaction is over.
+            in_transaction = connections[router.db_for_write(OutboxMessage)].in_atomic_block
+            return task_id == current.request.id or not in_transaction
+        # Beat has a producer of its own, and so have groups.
+        return producer is not None and "group_id" not in options

@@ -1,0 +1,57 @@
+"""System checks: a configuration under which a promise would not hold is refused at start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from celery import current_app
+from django.apps import AppConfig
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.db import connections, router
+
+from outbox.conf import conf
+
+
+@register(Tags.compatibility)
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Every OUTBOX_* setting is known and of its type."""
+    return [Error(problem, id="outbox.E001") for problem in conf.problems()]
+
+
+@register(Tags.compatibility)
+def check_confirms(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """On AMQP, the app's own publishes are confirmed too: a task's retry is a publish."""
+    app = current_app
+    if app.connection_for_write().transport_cls not in ("amqp", "amqps", "pyamqp"):
+        return []
+    if (app.conf.broker_transport_options or {}).get("confirm_publish"):
+        return []
+    return [
+        Error(
+            "Celery does not wait for the broker's confirms: a retry that the broker never stored "
+            "would lose the task.",
+            hint="Set CELERY_BROKER_TRANSPORT_OPTIONS = {'confirm_publish': True}.",
+            id="outbox.E002",
+        )
+    ]
+
+
+@register(Tags.database)
+def check_database(
+    app_configs: Sequence[AppConfig] | None, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """The outbox's tables are on PostgreSQL."""
+    from outbox.models import OutboxMessage
+
+    return [
+        Error(
+            f"The database {alias!r} is {connections[alias].display_name}, and the outbox needs "
+            "PostgreSQL (row locks that skip what others hold).",
+            hint="Use django.db.backends.postgresql, or keep the outbox off it with a router.",
+            id="outbox.E003",
+        )
+        for alias in databases or ()
+        if router.allow_migrate_model(alias, OutboxMessage)
+        and connections[alias].vendor != "postgresql"
+    ]

@@ -1,0 +1,47 @@
+"""Settings of the outbox; each is overridden by ``OUTBOX_<NAME>`` in Django's settings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from idempotency.conf import AppSettings
+
+
+class OutboxSettings(AppSettings):
+    """Typed defaults. Durations are seconds or ``timedelta`` in the settings file."""
+
+    PREFIX = "OUTBOX_"
+
+    BATCH_SIZE: int = 500
+    """Most messages that a relay claims, publishes and settles in one transaction.
+
+    Throughput rises up to 500 or 1,000 and hardly beyond; a larger batch holds its rows longer.
+    """
+
+    BATCH_BYTES: int = 16 * 1024 * 1024
+    """Most bytes of message bodies in one batch; a batch has at least one message all the same."""
+
+    POLL_INTERVAL: timedelta = timedelta(milliseconds=25)
+    """How long an idle relay waits before it looks again. It adds to the delivery latency."""
+
+    CLAIM_TIMEOUT: timedelta = timedelta(seconds=30)
+    """How long a relay may hold a batch. PostgreSQL ends the session of one that holds it longer
+    (a relay that hangs or is paused), and another relay takes over its messages.
+
+    Publishing must be done within two thirds of it.
+    """
+
+    MAX_ATTEMPTS: int = 10
+    """How many times a message may be refused by the broker before it is dead."""
+
+    BACKOFF_BASE: timedelta = timedelta(seconds=1)
+    """Upper bound of the wait after the first refusal; it doubles with each further one.
+
+    The wait is drawn evenly from zero to the bound ("full jitter").
+    """
+
+    BACKOFF_MAX: timedelta = timedelta(minutes=10)
+    """The largest upper bound of the wait between two attempts, and between two connections."""
+
+
+conf = OutboxSettings()

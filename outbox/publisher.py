@@ -1,0 +1,335 @@
+"""Wire messages -> broker, confirmed. Knows kombu and nothing of the database."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu import Connection, Exchange, Producer
+from kombu.common import Broadcast
+
+from outbox.exceptions import BrokerUnavailable
+
+logger = logging.getLogger(__name__)
+
+# Messages that may be on their way without a confirm. When a message makes the broker close the
+# channel, only these are in doubt and go out again; a larger window is hardly faster.
+WINDOW = 200
+
+# States of a Redis or Valkey server in which it refuses every write, whatever the message.
+REDIS_OUTAGES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message on its way: what the row holds, with what is made at the publish."""
+
+    id: UUID
+    body: bytes
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    exchange: str
+    routing_key: str
+    queue: str
+    expiration: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The error of one message. ``permanent``: another attempt would end the same way."""
+
+    error: str
+    permanent: bool = False
+
+
+@dataclass(slots=True)
+class Published:
+    """What became of a batch. A message in neither collection is still to be published.
+
+    ``unavailable`` says why the broker took no more, when it did not.
+    """
+
+    confirmed: set[UUID] = field(default_factory=set)
+    refused: dict[UUID, Refused] = field(default_factory=dict)
+    unavailable: str = ""
+    # Sent without a word from the broker so far.
+    in_doubt: dict[UUID, Outgoing] = field(default_factory=dict)
+
+    def confirm(self, id: UUID) -> None:
+        del self.in_doubt[id]
+        self.confirmed.add(id)
+
+    def refuse(self, id: UUID, error: str, permanent: bool = False) -> None:
+        self.in_doubt.pop(id, None)
+        self.refused[id] = Refused(error, permanent)
+
+    def unfinished(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
+        return [m for m in messages if m.id not in self.confirmed and m.id not in self.refused]
+
+
+class Publisher:
+    """One connection to the broker, kept between batches and replaced when it fails.
+
+    On AMQP a batch is published with ``mandatory`` and its confirms are collected while it goes
+    out. Where kombu has a pipelined batch (Redis, Valkey) that is used; elsewhere messages go one
+    by one. Not to be shared between threads.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self._link: _Link | None = None
+
+    def connect(self) -> None:
+        """Have a connection. Raises ``BrokerUnavailable`` when a fresh one fails."""
+        self._connected()
+
+    def close(self) -> None:
+        """Drop the connection, if there is one, without waiting for the broker."""
+        link, self._link = self._link, None
+        if link is not None:
+            with suppress(Exception):
+                link.connection.collect(socket_timeout=1)
+
+    def publish(self, messages: Sequence[Outgoing], timeout: float) -> Published:
+        """Publish the messages and wait for the broker's word on each, ``timeout`` seconds at most.
+
+        A failure in the middle is traced to its message: what was on its way without a confirm
+        goes out again one at a time, and the message that alone breaks a fresh connection is
+        refused. The others go out. When a fresh connection fails, or the time is up, the result
+        says ``unavailable`` and no message is at fault.
+        """
+        result = Published()
+        deadline = time.monotonic() + timeout
+        stale = self._link
+        try:
+            while batch := result.unfinished(messages):
+                if result.in_doubt:
+                    batch = [next(iter(result.in_doubt.values()))]
+                link = self._connected()
+                try:
+                    link.publish(batch, result, deadline)
+                except BrokerUnavailable:
+                    raise
+                except Exception as error:
+                    self._reconnect(error)
+                    if len(batch) == 1 and link is not stale:
+                        result.refuse(batch[0].id, _describe(error))
+        except BrokerUnavailable as error:
+            result.unavailable = str(error)
+            self.close()
+        return result
+
+    def _connected(self) -> _Link:
+        if self._link is None:
+            self._link = _connect(self.app)
+        return self._link
+
+    def _reconnect(self, error: Exception) -> None:
+        """Tell a message's failure from an outage: in an outage a fresh connection fails too."""
+        logger.debug("the connection to the broker broke: %s", error, exc_info=error)
+        if str(error.__cause__ or error).startswith(REDIS_OUTAGES):
+            raise BrokerUnavailable(f"the broker refuses writes: {error.__cause__ or error}")
+        self.close()
+        self.connect()
+
+
+class _Link:
+    """A connection with a producer on it. This one publishes one by one, or in kombu's batch."""
+
+    def __init__(self, app: Celery, connection: Connection) -> None:
+        self.app = app
+        self.connection = connection
+        self.producer = Producer(connection.channel(), auto_declare=False)
+        self._declared: dict[tuple[str, str], str] = {}
+
+    def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
+        sendable = [m for m in messages if self._declare(m, result)]
+        if getattr(self.producer, "supports_batch_publish", False):
+            result.in_doubt |= {m.id: m for m in sendable}
+            with self.producer.batch():
+                for message in sendable:
+                    self._send(message)
+            for message in sendable:
+                result.confirm(message.id)
+        else:
+            for message in sendable:
+                result.in_doubt[message.id] = message
+                self._send(message)
+                result.confirm(message.id)
+
+    def _send(self, message: Outgoing, **options: Any) -> None:
+        self.producer.publish(
+            message.body,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            headers=message.headers,
+            expiration=message.expiration,
+            **message.properties,
+            **options,
+        )
+
+    def _declare(self, message: Outgoing, result: Published) -> bool:
+        """Declare what Celery would declare for this message, once per connection."""
+        target = (message.queue, message.exchange)
+        if target not in self._declared:
+            try:
+                self._declare_target(*target)
+            except (*self.connection.channel_errors, KeyError) as error:
+                self._declared[target] = _describe(error)
+            else:
+                self._declared[target] = ""
+        problem = self._declared[target]
+        if problem:
+            # It may be mended on the broker: look again with the next attempt.
+            result.refuse(message.id, problem)
+        return not problem
+
+    def _declare_target(self, queue_name: str, exchange: str) -> None:
+        """Passively first: a channel survives a mismatch that way, and a publish does not."""
+        if queue_name:
+            queue = self.app.amqp.queues[queue_name]
+            if isinstance(queue, Broadcast):
+                queue_name = ""
+            elif exchange and exchange == queue.exchange.name:
+                self._ensure(queue.exchange)
+            if queue_name:
+                self._ensure(queue)
+                if exchange:
+                    with closing(self.connection.channel()) as channel:
+                        queue(channel).queue_bind()
+                return
+        if exchange:
+            with closing(self.connection.channel()) as channel:
+                Exchange(exchange, passive=True)(channel).declare()
+
+    def _ensure(self, entity: Any) -> None:
+        declare = "queue_declare" if hasattr(entity, "queue_declare") else "declare"
+        try:
+            with closing(self.connection.channel()) as channel:
+                getattr(entity(channel), declare)(passive=True)
+        except self.connection.channel_errors:
+            with closing(self.connection.channel()) as channel:
+                getattr(entity(channel), declare)()
+
+
+class _ConfirmingLink(_Link):
+    """AMQP: publish with pipelined confirms, and hear of what cannot be routed."""
+
+    def __init__(self, app: Celery, connection: Connection) -> None:
+        super().__init__(app, connection)
+        channel = self.producer.channel
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_return"].add(self._on_return)
+        self._last_tag = 0
+        self._unconfirmed: deque[tuple[int, UUID]] = deque()
+        self._returned: dict[str, str] = {}
+        self._result = Published()
+
+    def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
+        self._result = result
+        for message in messages:
+            if not self._declare(message, result):
+                continue
+            while len(self._unconfirmed) >= WINDOW:
+                self._drain(deadline)
+            self._publish_unconfirmed(message, result, deadline)
+        while self._unconfirmed:
+            self._drain(deadline)
+
+    def _publish_unconfirmed(self, message: Outgoing, result: Published, deadline: float) -> None:
+        tag = self._last_tag + 1
+        seconds = _remaining(deadline)
+        result.in_doubt[message.id] = message
+        self._unconfirmed.append((tag, message.id))
+        try:
+            self._send(message, mandatory=True, timeout=seconds)
+        except Exception as error:
+            # The broker's errors come up in whichever call is under way. What is left is this
+            # message's own: it could not be encoded, and nothing of it was sent.
+            recoverable = self.connection.recoverable_connection_errors
+            broken = (*self.connection.channel_errors, *recoverable)
+            if isinstance(error, broken) or not self.connection.connected:
+                raise
+            self._unconfirmed.remove((tag, message.id))
+            result.refuse(message.id, _describe(error), permanent=True)
+        else:
+            self._last_tag = tag
+
+    def _drain(self, deadline: float) -> None:
+        try:
+            self.connection.drain_events(timeout=_remaining(deadline))
+        except TimeoutError as error:
+            raise _no_confirms() from error
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        for id in self._settled(tag, multiple):
+            if str(id) in self._returned:
+                self._declared.clear()
+                self._result.refuse(id, self._returned.pop(str(id)))
+            else:
+                self._result.confirm(id)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        for id in self._settled(tag, multiple):
+            self._result.refuse(id, "the broker refused the message (basic.nack): is a queue full?")
+
+    def _settled(self, tag: int, multiple: bool) -> list[UUID]:
+        if multiple:
+            ids = []
+            while self._unconfirmed and self._unconfirmed[0][0] <= tag:
+                ids.append(self._unconfirmed.popleft()[1])
+            return ids
+        if self._unconfirmed and self._unconfirmed[0][0] == tag:
+            return [self._unconfirmed.popleft()[1]]
+        ids = [id for waiting, id in self._unconfirmed if waiting == tag]
+        self._unconfirmed = deque(item for item in self._unconfirmed if item[0] != tag)
+        return ids
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        # A returned message is confirmed as well, afterwards.
+        self._returned[message.properties["correlation_id"]] = (
+            f"the broker could not route it to any queue (exchange {exchange!r}, routing key "
+            f"{routing_key!r}). Declare the queue and its binding, then retry the message."
+        )
+
+
+def _connect(app: Celery) -> _Link:
+    # A connection that waits for each single confirm would make pipelining pointless.
+    connection = app.connection_for_write(transport_options={"confirm_publish": False})
+    try:
+        connection.ensure_connection(
+            max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0.1
+        )
+        if connection.transport.driver_type == "amqp":
+            return _ConfirmingLink(app, connection)
+        return _Link(app, connection)
+    except Exception as error:
+        with suppress(Exception):
+            connection.collect(socket_timeout=1)
+        raise BrokerUnavailable(
+            f"no connection to the broker at {connection.as_uri()}: {_describe(error)}"
+        ) from error
+
+
+def _remaining(deadline: float) -> float:
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise _no_confirms()
+    return seconds
+
+
+def _no_confirms() -> BrokerUnavailable:
+    return BrokerUnavailable("the broker is connected but did not confirm the messages in time")
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

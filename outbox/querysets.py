@@ -1,0 +1,436 @@
+"""All SQL of the outbox. A state change is one conditional statement; it says how many moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.db import connections, models, router, transaction
+from django.db.models import Case, F, Value, When
+from django.db.models.functions import Now
+from idempotency.decorators import guard_of
+
+from outbox import wire
+from outbox.conf import conf
+from outbox.exceptions import DuplicateKey, TransactionRequired
+
+if TYPE_CHECKING:
+    from celery.canvas import Signature, group
+
+    from outbox.models import OutboxMessage
+
+KEY_LENGTH = 255
+KEPT_ERRORS = 20
+ERROR_LENGTH = 1000
+TRANSACTION_TIMEOUT_SINCE = 170000
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMessage:
+    """A row that this transaction has locked, with the moments that the database's clock tells."""
+
+    id: UUID
+    task: str
+    exchange: str
+    routing_key: str
+    queue: str
+    headers: str
+    properties: str
+    body: bytes
+    expires_at: datetime | None
+    expires_in: float | None
+    claimed_at: datetime
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_in is not None and self.expires_in <= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the broker did not take one message, and whether another attempt could change that."""
+
+    id: UUID
+    error: str
+    permanent: bool = False
+
+
+if TYPE_CHECKING:
+    QuerySet = models.QuerySet[OutboxMessage]
+else:
+    QuerySet = models.QuerySet
+
+
+class OutboxQuerySet(QuerySet):
+    """``OutboxMessage.objects.filter(...)``: the states, and what moves between them."""
+
+    def pending(self) -> OutboxQuerySet:
+        return self.filter(status="pending")
+
+    def due(self) -> OutboxQuerySet:
+        """Pending messages whose moment has come, which a relay would claim now."""
+        return self.filter(status="pending", available_at__lte=Now())
+
+    def published(self) -> OutboxQuerySet:
+        return self.filter(status="published")
+
+    def executed(self) -> OutboxQuerySet:
+        return self.filter(status="executed")
+
+    def failed(self) -> OutboxQuerySet:
+        return self.filter(status="failed")
+
+    def expired(self) -> OutboxQuerySet:
+        return self.filter(status="expired")
+
+    def dead(self) -> OutboxQuerySet:
+        return self.filter(status="dead")
+
+    def retry(self) -> int:
+        """Make the dead, failed and expired messages of this queryset pending again.
+
+        They keep their ids, attempts start from 0, and an expiry that has passed is dropped.
+        Returns how many moved.
+        """
+        return self._move(
+            ("dead", "failed", "expired"),
+            status="pending",
+            attempts=0,
+            available_at=Now(),
+            published_at=None,
+            expires_at=Case(When(expires_at__gt=Now(), then=F("expires_at")), default=Value(None)),
+        )
+
+    def discard(self) -> int:
+        """End the pending, dead and failed messages of this queryset: they are not published.
+
+        A row that a relay holds at this moment is skipped. Returns how many moved.
+        """
+        return self._move(("pending", "dead", "failed"), status="discarded", available_at=None)
+
+    def _move(self, states: tuple[str, ...], **changes: Any) -> int:
+        alias = router.db_for_write(self.model) if self._db is None else self._db
+        rows = self.using(alias)
+        with transaction.atomic(using=alias):
+            free = rows.filter(status__in=states).select_for_update(skip_locked=True)
+            return (
+                self.model._base_manager.using(alias)
+                .filter(pk__in=free.order_by().values("pk"), status__in=states)
+                .update(**changes)
+            )
+
+    # What follows is the relay's. It takes rows by their state and age, not by this queryset.
+
+    def limit_transaction(self, claim_timeout: timedelta) -> None:
+        """Let the server end this transaction when its client hangs, stops reading or is paused."""
+        connection = connections[self.db]
+        names = ["idle_in_transaction_session_timeout", "tcp_user_timeout"]
+        if connection.pg_version >= TRANSACTION_TIMEOUT_SINCE:  # type: ignore[attr-defined]
+            names.append("transaction_timeout")
+        milliseconds = str(int(claim_timeout.total_seconds() * 1000))
+        calls = ", ".join(["set_config(%s, %s, true)"] * len(names))
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {calls}", [x for name in names for x in (name, milliseconds)])
+
+    def claim(self, rows: int, body_bytes: int) -> list[ClaimedMessage]:
+        """Lock the messages that have been due longest, bounded in rows and in bytes of bodies.
+
+        Rows that another relay holds are skipped. The claim lasts as long as the transaction.
+        """
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(CLAIM, [rows, body_bytes])
+            return [ClaimedMessage(*row) for row in cursor]
+
+    def settle(self, confirmed: Iterable[UUID]) -> int:
+        """Mark claimed messages as published."""
+        return self._execute(SETTLE, [list(confirmed)])
+
+    def expire(self, expired: Iterable[UUID]) -> int:
+        """Mark claimed messages as expired: their moment passed before they were published."""
+        return self._execute(EXPIRE, [list(expired)])
+
+    def refuse(self, refusals: Sequence[Refusal]) -> int:
+        """Count a failed attempt on claimed messages; returns how many of them are dead now."""
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(
+                REFUSE,
+                {
+                    "ids": [refusal.id for refusal in refusals],
+                    "errors": [_text(refusal.error) for refusal in refusals],
+                    "permanent": [refusal.permanent for refusal in refusals],
+                    "max_attempts": conf.MAX_ATTEMPTS,
+                    "base": conf.BACKOFF_BASE,
+                    "cap": conf.BACKOFF_MAX,
+                    "kept": KEPT_ERRORS,
+                },
+            )
+            return sum(status == "dead" for (status,) in cursor)
+
+    # Receipts.
+
+    def mark_executed(self, id: UUID) -> int:
+        """Record that the message's task has committed, in the transaction that commits it.
+
+        Whatever the row said before: a relay that was killed between the broker's confirm and its
+        own commit leaves a pending row behind whose task runs.
+        """
+        return self._execute(EXECUTED, [id])
+
+    def mark_failed(self, id: UUID, error: str) -> int:
+        """Record that Celery has given the message's task up, unless it was executed."""
+        return self._execute(FAILED, {"id": id, "error": _text(error), "kept": KEPT_ERRORS})
+
+    def _execute(self, sql: str, parameters: Any) -> int:
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.rowcount
+
+
+class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: ignore[misc]
+    """``OutboxMessage.objects``."""
+
+    def enqueue(
+        self,
+        signature: Signature,
+        *,
+        key: str | None = None,
+        ordering_key: str = "",
+        using: str | None = None,
+    ) -> OutboxMessage:
+        """Write one message in the current transaction; it is published if that commits.
+
+        ``signature``: ``task.s(...)``, with ``.set(countdown=, eta=, expires=, queue=, …)`` if
+        wanted, or a chain. ``key``: a name for the intent, 1 to 255 characters; the same task and
+        key again writes nothing and returns the first message. ``using``: the database alias.
+
+        Raises ``TransactionRequired`` outside ``transaction.atomic()`` on that alias,
+        ``DuplicateKey`` for the same key with other arguments, ``UnsupportedSignature``,
+        ``UnserializableArgument`` and ``ValueError`` for what cannot be held; nothing is written.
+        """
+        keys = None if key is None else [key]
+        ordering_keys = [ordering_key] if ordering_key else None
+        return self.enqueue_many([signature], keys=keys, ordering_keys=ordering_keys, using=using)[
+            0
+        ]
+
+    def enqueue_many(
+        self,
+        signatures: Iterable[Signature] | group,
+        *,
+        keys: Sequence[str] | None = None,
+        ordering_keys: Sequence[str] | None = None,
+        using: str | None = None,
+    ) -> list[OutboxMessage]:
+        """Write several messages with one INSERT: a sequence of signatures, or a group.
+
+        ``keys``: one for each signature. Raises what ``enqueue`` raises; all are written or none.
+        """
+        alias = using or self._db or router.db_for_write(self.model)
+        if not connections[alias].in_atomic_block:
+            raise TransactionRequired(
+                f"enqueue() on {alias!r} needs an open transaction: the message must commit with "
+                f"the rows it belongs to. Wrap both in transaction.atomic(using={alias!r})."
+            )
+        if ordering_keys is not None:
+            raise NotImplementedError("ordering_key is not supported yet: leave it out.")
+        members = wire.members(signatures)
+        if keys is None:
+            keys = [""] * len(members)
+        else:
+            _check_keys(keys, len(members))
+        drafts = [
+            self._draft(signature, key, alias) for signature, key in zip(members, keys, strict=True)
+        ]
+        return self._insert(drafts, alias) if drafts else []
+
+    async def aenqueue(self, signature: Signature, **options: Any) -> OutboxMessage:
+        """Like ``enqueue``, from async code: in the thread that holds the transaction."""
+        return await sync_to_async(self.enqueue)(signature, **options)
+
+    async def aenqueue_many(
+        self, signatures: Iterable[Signature] | group, **options: Any
+    ) -> list[OutboxMessage]:
+        """Like ``enqueue_many``, from async code."""
+        return await sync_to_async(self.enqueue_many)(signatures, **options)
+
+    def _draft(self, signature: Signature, key: str, alias: str) -> tuple[OutboxMessage, Any]:
+        id = wire.id_for(signature)
+        message = wire.build(signature, id)
+        guard = guard_of(wire.task_of(signature))
+        draft: OutboxMessage = self.model(
+            id=id,
+            task=message.task,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            queue=message.queue,
+            headers=message.headers,
+            properties=message.properties,
+            body=message.body,
+            key=key,
+            available_at=message.eta,
+            expires_at=message.expires_at,
+            awaits_receipt=guard is not None and guard.using == alias,
+        )
+        return draft, message.delay
+
+    def _insert(self, drafts: list[tuple[OutboxMessage, Any]], alias: str) -> list[OutboxMessage]:
+        """One INSERT. A (task, key) that exists already, or twice here, gives the first message."""
+        keyed = any(draft.key for draft, _ in drafts)
+        sql = INSERT.format(
+            rows=", ".join([INSERT_ROW] * len(drafts)), conflict=ON_CONFLICT if keyed else ""
+        )
+        parameters = [value for draft, delay in drafts for value in _row(draft, delay)]
+        with connections[alias].cursor() as cursor:
+            cursor.execute(sql, parameters)
+            written = {id: times for id, *times in cursor}
+        messages = []
+        for draft, _ in drafts:
+            if draft.id in written:
+                draft.available_at, draft.created_at = written[draft.id]
+                draft._state.adding, draft._state.db = False, alias
+                messages.append(draft)
+            else:
+                messages.append(self._first(draft, alias))
+        return messages
+
+    def _first(self, draft: OutboxMessage, alias: str) -> OutboxMessage:
+        first = self.using(alias).get(task=draft.task, key=draft.key)
+        accept = [str(first.properties.get("content_type"))]
+        if draft.arguments(accept) != first.arguments(accept):
+            raise DuplicateKey(
+                f"{draft.task} is already enqueued under the key {draft.key!r} as message "
+                f"{first.id}, with other arguments. A key names one intent: use another key for "
+                "another intent. Nothing was written."
+            )
+        return first
+
+
+def _row(message: OutboxMessage, delay: timedelta | None) -> tuple[Any, ...]:
+    return (
+        message.id,
+        message.task,
+        message.exchange,
+        message.routing_key,
+        message.queue,
+        wire.json_dumps(message.headers),
+        wire.json_dumps(message.properties),
+        message.body,
+        message.key,
+        message.available_at,
+        delay,
+        message.expires_at,
+        message.awaits_receipt,
+    )
+
+
+def _check_keys(keys: Sequence[str], wanted: int) -> None:
+    if isinstance(keys, str) or len(keys) != wanted:
+        raise ValueError(f"keys must be a sequence with one key for each of {wanted} signatures.")
+    for key in keys:
+        if not isinstance(key, str) or not 1 <= len(key) <= KEY_LENGTH or "\0" in key:
+            raise ValueError(
+                f"key must be a string of 1 to {KEY_LENGTH} characters without NUL, not {key!r}."
+            )
+
+
+def _text(error: str) -> str:
+    return error.replace("\0", "")[:ERROR_LENGTH]
+
+
+INSERT = """
+INSERT INTO outbox_outboxmessage (
+    id, task, status, exchange, routing_key, queue, headers, properties, body, key,
+    available_at, expires_at, awaits_receipt, attempts, errors, created_at
+)
+VALUES {rows}
+{conflict}
+RETURNING id, available_at, created_at
+"""
+
+INSERT_ROW = """(
+    %s, %s, 'pending', %s, %s, %s, %s, %s, %s, %s,
+    coalesce(%s::timestamptz, clock_timestamp() + coalesce(%s::interval, '0')),
+    %s, %s, 0, '[]', clock_timestamp()
+)"""
+
+ON_CONFLICT = "ON CONFLICT (key, task) WHERE key <> '' DO NOTHING"
+
+# statement_timestamp(), because clock_timestamp() is volatile and never an index condition.
+CLAIM = """
+WITH locked AS (
+    SELECT *
+    FROM outbox_outboxmessage
+    WHERE available_at <= statement_timestamp()
+    ORDER BY available_at, id
+    LIMIT %s
+    FOR UPDATE SKIP LOCKED
+), bounded AS (
+    SELECT *,
+        sum(octet_length(body)) OVER (ORDER BY available_at, id) - octet_length(body)
+            AS bytes_before
+    FROM locked
+)
+SELECT id, task, exchange, routing_key, queue, headers, properties, body, expires_at,
+    extract(epoch FROM expires_at - clock_timestamp())::float8, clock_timestamp()
+FROM bounded
+WHERE bytes_before = 0 OR bytes_before < %s
+ORDER BY available_at, id
+"""
+
+SETTLE = """
+UPDATE outbox_outboxmessage
+SET status = 'published', published_at = clock_timestamp(), available_at = NULL
+WHERE id = ANY(%s) AND status = 'pending'
+"""
+
+EXPIRE = """
+UPDATE outbox_outboxmessage
+SET status = 'expired', available_at = NULL
+WHERE id = ANY(%s) AND status = 'pending'
+"""
+
+APPEND_ERROR = """
+    CASE WHEN jsonb_array_length(errors) >= %(kept)s THEN errors - 0 ELSE errors END
+    || jsonb_build_array(
+        jsonb_build_object('at', clock_timestamp(), 'attempt', {attempt}, 'error', {error})
+    )
+"""
+
+# The wait is drawn from 0 to the bound, "full jitter", so that many messages do not come back at
+# once: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+REFUSE = f"""
+UPDATE outbox_outboxmessage AS message
+SET attempts = attempts + 1,
+    errors = {APPEND_ERROR.format(attempt="attempts + 1", error="refusal.error")},
+    status = CASE WHEN dies THEN 'dead' ELSE 'pending' END,
+    available_at = CASE WHEN NOT dies THEN
+        clock_timestamp() + random() * least(%(cap)s, %(base)s * power(2, least(attempts, 30)))
+    END
+FROM (
+    SELECT refused.id, error, permanent OR locked.attempts + 1 >= %(max_attempts)s AS dies
+    FROM unnest(%(ids)s::uuid[], %(errors)s::text[], %(permanent)s::bool[])
+        AS refused (id, error, permanent)
+    JOIN outbox_outboxmessage AS locked USING (id)
+) AS refusal
+WHERE message.id = refusal.id AND message.status = 'pending'
+RETURNING message.status
+"""
+
+EXECUTED = """
+UPDATE outbox_outboxmessage
+SET status = 'executed', executed_at = clock_timestamp(), available_at = NULL,
+    published_at = coalesce(published_at, clock_timestamp())
+WHERE id = %s AND status <> 'executed'
+"""
+
+FAILED = f"""
+UPDATE outbox_outboxmessage
+SET status = 'failed', available_at = NULL,
+    published_at = coalesce(published_at, clock_timestamp()),
+    errors = {APPEND_ERROR.format(attempt="attempts", error="%(error)s::text")}
+WHERE id = %(id)s AND status IN ('pending', 'published')
+"""

@@ -1,0 +1,446 @@
+"""Signature -> wire message: exactly what Celery would have put on the wire, kept as bytes.
+
+Celery itself builds the message: its public ``producer=`` argument accepts a producer, and ours
+keeps what it is given instead of sending it. So routing, defaults, stamps, lineage, serializer,
+compression and whatever instruments Celery are Celery's own. Nothing here touches Django, a
+database or a broker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+from celery import Celery, group
+from celery.canvas import Signature, _chain, _chord
+from celery.exceptions import AlwaysEagerIgnored
+from celery.result import denied_join_result
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu import Producer, serialization
+from kombu.compression import decompress
+from kombu.exceptions import SerializationError
+from kombu.utils.json import dumps as json_dumps
+from kombu.utils.json import loads as json_loads
+
+from outbox.exceptions import UnserializableArgument, UnsupportedSignature
+
+__all__ = [
+    "WireMessage",
+    "build",
+    "decode",
+    "id_for",
+    "is_capturing",
+    "json_dumps",
+    "json_loads",
+    "members",
+    "message_id",
+    "task_of",
+]
+
+# AMQP sends all headers and properties of a message in one frame, and a broker closes the
+# connection on a larger one: RabbitMQ's frame_max is 128 KiB unless it is configured smaller.
+MAX_HEADERS_BYTES = 120 * 1024
+MAX_SHORT_STRING_BYTES = 255
+AMQP_INTEGERS = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class WireMessage:
+    """One message as the broker gets it, and when. ``delay`` counts from the enqueue."""
+
+    task: str
+    body: bytes
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    exchange: str
+    routing_key: str
+    queue: str
+    expires_at: datetime | None = None
+    eta: datetime | None = None
+    delay: timedelta | None = None
+
+
+def is_capturing(producer: object) -> bool:
+    """Tell whether the producer is the one with which ``build`` has Celery build a message."""
+    return isinstance(producer, _CapturingProducer)
+
+
+def id_for(signature: Signature) -> UUID:
+    """Return the id of the message to be: a new one, or that of a chain Celery has prepared."""
+    prepared = signature.options.get("chain") and signature.options.get("task_id")
+    return UUID(prepared) if prepared else message_id()
+
+
+def message_id() -> UUID:
+    """Return a UUIDv7 (RFC 9562): 48 bits of Unix milliseconds, then 74 random bits.
+
+    It keeps no state, so it is safe in threads and across forks. It is an identity, not an order.
+    """
+    value = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+
+
+def build(signature: Signature, id: UUID) -> WireMessage:
+    """Return the message that ``signature.apply_async(task_id=id)`` would have sent.
+
+    Raises ``UnsupportedSignature`` for what is not one message (a group, a chord anywhere, a queue
+    that the settings do not know), ``ValueError`` for a signature with an id of its own, and
+    ``UnserializableArgument`` for an argument, header or option that the wire does not take.
+    """
+    app = signature.app
+    head = _head(signature, app)
+    own_id = head.options.pop("task_id", None)
+    if own_id not in (None, str(id)):
+        raise ValueError(
+            f"{head.task}: the signature has its own task_id {own_id!r}, but the id of the "
+            "outbox message is the id of the task. Leave task_id out, and use key= to recognise "
+            "the intent."
+        )
+    eta, delay = _schedule(head, app)
+    channel = _CapturingChannel(app)
+    producer = _CapturingProducer(channel, auto_declare=False)
+    # A result backend may connect when a task is called (Redis subscribes, RPC declares a queue):
+    # it must not, inside somebody's transaction. Where results must not be joined, it does not.
+    with denied_join_result():
+        try:
+            _apply(head, app, producer, str(id))
+        except SerializationError as error:
+            raise _unserializable(head, error) from error
+    return channel.wire_message(head.task, eta, delay)
+
+
+def members(signatures: Any) -> list[Signature]:
+    """Return the signatures of a group, as the group would call them, or of any iterable."""
+    if not isinstance(signatures, group):
+        return list(signatures)
+    return list(_group_members(signatures, str(message_id())))
+
+
+def task_of(signature: Signature) -> Any:
+    """Return the task that runs first, or None for one that this process does not know."""
+    while isinstance(signature, _chain) and signature.tasks:
+        signature = signature.tasks[0]
+    return signature.app.tasks.get(signature.task)
+
+
+def decode(
+    body: bytes, headers: Mapping[str, Any], properties: Mapping[str, Any], accept: list[str]
+) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Return (args, kwargs, what follows the task) of a stored body.
+
+    Raises ``kombu.exceptions.ContentDisallowed`` for a content type outside ``accept``, and what
+    the serializer raises for a body that it cannot read.
+    """
+    compression = headers.get("compression")
+    content = decompress(body, compression) if compression else body
+    payload = serialization.loads(
+        content, properties.get("content_type"), properties.get("content_encoding"), accept=accept
+    )
+    if isinstance(payload, Mapping):  # task protocol 1
+        return payload["args"], payload["kwargs"], payload
+    args, kwargs, embedded = payload
+    return args, kwargs, embedded
+
+
+def _head(signature: Signature, app: Celery) -> Signature:
+    """Return a copy of the one step that is sent now, with the ids of all that follows frozen."""
+    _refuse_unsupported(signature)
+    chained = isinstance(signature, _chain)
+    head = _chain_head(signature, app) if chained else signature.clone()
+    for step in (head, *(head.options.get("chain") or ())):
+        _freeze_links(step)
+    return head
+
+
+def _chain_head(signature: _chain, app: Celery) -> Signature:
+    # What chain.run() does; it offers no way to do it without publishing.
+    options = dict(signature.clone().options)
+    links = options.pop("link", None)
+    steps, results = signature.prepare_steps(
+        signature.args,
+        signature.kwargs,
+        signature.tasks,
+        options.pop("root_id", None),
+        options.pop("parent_id", None),
+        options.pop("link_error", None),
+        app,
+        options.pop("task_id", None),
+        options.pop("group_id", None),
+        options.pop("chord", None),
+        group_index=options.pop("group_index", None),
+    )
+    if not results:
+        raise UnsupportedSignature("The chain has no task in it: there is nothing to enqueue.")
+    for step in steps:
+        _refuse_unsupported(step)
+    if links:
+        steps[0].extend_list_option("link", links)
+    head: Signature = steps.pop()
+    if isinstance(head, group):
+        raise _unsupported_group(head)
+    head.options.pop("task_id")
+    head.options.update(options)
+    if steps:
+        head.options["chain"] = steps + list(head.options.get("chain") or [])
+    return head
+
+
+def _freeze_links(signature: Signature) -> None:
+    """Give every callback its id now: a redelivery must not run it under a new one."""
+    for option in ("link", "link_error"):
+        links = signature.options.get(option)
+        if not links:
+            continue
+        frozen = [Signature.from_dict(dict(link)).clone() for link in _as_list(links)]
+        for link in frozen:
+            _refuse_unsupported(link)
+            had_reply_to = "reply_to" in link.options
+            link.freeze()
+            if not had_reply_to:
+                # Left out, the worker that calls the callback says where its result goes.
+                link.options.pop("reply_to", None)
+            _freeze_links(link)
+        signature.options[option] = frozen
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _refuse_unsupported(signature: Signature) -> None:
+    if isinstance(signature, _chord) or signature.get("subtask_type") == "chord":
+        raise UnsupportedSignature(
+            f"{signature.task}: a chord counts its header's results in the result backend and "
+            "can't be held as one message. Enqueue a task that starts the chord when it runs."
+        )
+    if isinstance(signature, group):
+        raise _unsupported_group(signature)
+    if isinstance(signature, _chain):
+        for step in signature.tasks:
+            if not isinstance(step, group):
+                _refuse_unsupported(step)
+
+
+def _unsupported_group(signature: Signature) -> UnsupportedSignature:
+    return UnsupportedSignature(
+        f"{signature!r} is a group: several messages, not one. "
+        "Use OutboxMessage.objects.enqueue_many(group)."
+    )
+
+
+def _group_members(signature: group, group_id: str) -> Iterator[Signature]:
+    inherited = {k: v for k, v in signature.options.items() if k != "task_id"}
+    for index, member in enumerate(signature.tasks):
+        clone = member.clone(signature.args, signature.kwargs)
+        if isinstance(clone, group):
+            raise UnsupportedSignature(
+                f"{clone!r} is a group within a group: give its tasks to the outer group."
+            )
+        clone.options.update(inherited)
+        clone.options.setdefault("group_id", group_id)
+        clone.options["group_index"] = index
+        yield clone
+
+
+def _schedule(head: Signature, app: Celery) -> tuple[datetime | None, timedelta | None]:
+    """Take eta and countdown off the signature: the table holds them, not the wire."""
+    eta = head.options.pop("eta", None)
+    countdown = head.options.pop("countdown", None)
+    if countdown:
+        if not isinstance(countdown, (int, float, Decimal)) or not math.isfinite(countdown):
+            raise ValueError(
+                f"{head.task}: countdown must be a finite number of seconds, not {countdown!r}."
+            )
+        return None, timedelta(seconds=float(countdown))
+    if eta is None:
+        return None, None
+    moment = maybe_iso8601(eta)
+    if not isinstance(moment, datetime):
+        raise ValueError(f"{head.task}: eta must be a datetime, not {eta!r}.")
+    return maybe_make_aware(moment, app.timezone), None
+
+
+def _apply(head: Signature, app: Celery, producer: Producer, id: str) -> None:
+    options = {"task_id": id, "producer": producer, "retry": False}
+    if app.conf.task_always_eager:
+        # apply_async() would run the task here and now; a message is wanted.
+        ignore_result = getattr(app.tasks.get(head.task), "ignore_result", None)
+        merged = {"ignore_result": ignore_result, **head.options, **options}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AlwaysEagerIgnored)
+            app.send_task(head.task, head.args, head.kwargs, **merged)
+    else:
+        head.apply_async(**options)
+
+
+def _unserializable(head: Signature, error: Exception) -> UnserializableArgument:
+    serializer = head.options.get("serializer") or getattr(
+        head.app.tasks.get(head.task), "serializer", None
+    )
+    named = [(f"argument {i}", value) for i, value in enumerate(head.args, start=1)]
+    named += [(f"argument {name!r}", value) for name, value in head.kwargs.items()]
+    for name, value in named:
+        try:
+            serialization.dumps(value, serializer)
+        except SerializationError as cause:
+            return UnserializableArgument(
+                f"{head.task}: {name} cannot be serialized ({cause}). Pass a value that the "
+                "serializer takes, an object's primary key for instance. Nothing was enqueued."
+            )
+    return UnserializableArgument(
+        f"{head.task}: the message cannot be serialized ({error}). Nothing was enqueued."
+    )
+
+
+class _CapturingProducer(Producer):
+    """A producer that sends nothing: the channel keeps the message, this keeps its queue."""
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> None:
+        if entity:
+            self.channel.declare(entity)
+
+
+class _CapturingChannel:
+    """Stands where a broker's channel would, and keeps the first message that is published.
+
+    (Celery publishes a second one, a ``task-sent`` event, where that is switched on.)
+    """
+
+    is_open = True
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        client = app.pool.connection  # the pool's pattern, which is never connected itself
+        self.connection = SimpleNamespace(client=client)
+        self.amqp = client.transport_cls in ("amqp", "amqps", "pyamqp")
+        self.queue = ""
+        self.message: tuple[bytes, dict[str, Any], dict[str, Any]] | None = None
+        self.target = ("", "")
+
+    def declare(self, entity: Any) -> None:
+        known = self.app.amqp.queues.get(entity.name)
+        if known is not None and known != entity:
+            raise UnsupportedSignature(
+                f"The queue {entity.name!r} of the signature differs from the one in task_queues. "
+                "The relay declares what the settings say: put the queue there."
+            )
+        if known is None and entity.exchange.name != entity.name:
+            raise UnsupportedSignature(
+                f"The queue {entity.name!r} of the signature is not in task_queues. The relay "
+                "declares what the settings say: put the queue there, and name it in the signature."
+            )
+        self.queue = self.queue or entity.name
+
+    def prepare_message(  # noqa: PLR0917 (kombu's signature)
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+    ) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+        own = {
+            "priority": priority,
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+        }
+        content = body.encode() if isinstance(body, str) else bytes(body)
+        return content, headers or {}, own | (properties or {})
+
+    def basic_publish(
+        self, message: Any, exchange: str = "", routing_key: str = "", **_: Any
+    ) -> None:
+        if self.message is None:
+            self.message, self.target = message, (exchange, routing_key)
+
+    def wire_message(self, task: str, eta: datetime | None, delay: timedelta | None) -> WireMessage:
+        if self.message is None:
+            raise UnsupportedSignature(f"{task}: calling the task published no message.")
+        body, headers, properties = self.message
+        expires_at = maybe_iso8601(headers.get("expires"))
+        if expires_at is not None:
+            # Counts from the publish, which is the relay's moment; the header is absolute.
+            properties.pop("expiration", None)
+            expires_at = maybe_make_aware(expires_at, self.app.timezone)
+        size = sum(
+            _short_string(str(name), f"{task}: the header name {name!r}")
+            + _wire_size(value, f"{task}: header {name!r}", self.amqp)
+            for name, value in headers.items()
+        ) + sum(
+            _short_string(value, f"{task}: property {name!r}")
+            if isinstance(value, str)
+            else _wire_size(value, f"{task}: property {name!r}", self.amqp)
+            for name, value in properties.items()
+        )
+        if size > MAX_HEADERS_BYTES:
+            raise UnserializableArgument(
+                f"{task}: headers and properties are {size:,} bytes on the wire; a broker closes "
+                f"the connection above {MAX_HEADERS_BYTES:,}. Put large values into arguments."
+            )
+        exchange, routing_key = self.target
+        for name, text in (("exchange", exchange), ("routing key", routing_key)):
+            _short_string(text, f"{task}: {name}")
+        return WireMessage(
+            task,
+            body,
+            headers,
+            properties,
+            exchange,
+            routing_key,
+            self.queue,
+            expires_at,
+            eta,
+            delay,
+        )
+
+
+def _short_string(text: str, where: str) -> int:
+    size = len(text.encode())
+    if size > MAX_SHORT_STRING_BYTES:
+        raise UnserializableArgument(
+            f"{where} is {size} bytes long; the wire takes {MAX_SHORT_STRING_BYTES}."
+        )
+    return size + 1
+
+
+def _wire_size(value: Any, where: str, amqp: bool) -> int:
+    """Return the AMQP size of a header in bytes, refusing what a broker does not survive."""
+    if isinstance(value, (list, tuple)):
+        return 5 + sum(_wire_size(item, where, amqp) for item in value)
+    if isinstance(value, Mapping):
+        return 5 + sum(
+            _short_string(str(name), f"{where}: the name {name!r}") + _wire_size(item, where, amqp)
+            for name, item in value.items()
+        )
+    if isinstance(value, str):
+        return len(value.encode()) + 5
+    if isinstance(value, bytes):
+        return len(value) + 5
+    _check_scalar(value, where, amqp)
+    return 9
+
+
+def _check_scalar(value: Any, where: str, amqp: bool) -> None:
+    if value is None or isinstance(value, (bool, datetime)):
+        return
+    if isinstance(value, int):
+        if value not in AMQP_INTEGERS:
+            raise UnserializableArgument(f"{where} does not fit into 64 bits: {value}.")
+    elif isinstance(value, (float, Decimal)):
+        if not math.isfinite(value):
+            raise UnserializableArgument(f"{where} is {value}; only finite numbers are sent.")
+    elif amqp or not isinstance(value, (date, UUID)):
+        raise UnserializableArgument(
+            f"{where} is of type {type(value).__name__}, which this broker's protocol cannot carry."
+        )
