@@ -399,7 +399,9 @@ def free_port() -> int:
 def children_of(pid: int) -> Sequence[int]:
     """Child processes, as far as this system tells."""
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
     except OSError:
         return []
 

@@ -37,9 +37,7 @@ class Children:
         self._env = env
         self._processes: list[Process] = []
 
-    def start(
-        self, kind: str, *arguments: str, env: Mapping[str, str] | None = None
-    ) -> Process:
+    def start(self, kind: str, *arguments: str, env: Mapping[str, str] | None = None) -> Process:
         """Start ``python -m <arguments>``; ``env`` is added to the project's environment."""
         process = Process(
             [sys.executable, "-m", *arguments],

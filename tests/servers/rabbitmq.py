@@ -34,9 +34,7 @@ class RabbitMQ(Server):
     name = "RabbitMQ"
     start_timeout: ClassVar[float] = 120
 
-    def __init__(
-        self, directory: Path | None = None, *, configuration: Iterable[str] = ()
-    ) -> None:
+    def __init__(self, directory: Path | None = None, *, configuration: Iterable[str] = ()) -> None:
         if not PROGRAM.exists() or which("epmd") is None:
             raise ServerMissing("RabbitMQ is missing: apt-get install rabbitmq-server")
         super().__init__(directory)

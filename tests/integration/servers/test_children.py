@@ -81,8 +81,6 @@ def test_a_paused_worker_goes_on_where_it_was(
 
 @pytest.mark.parametrize("broker", ["redis_server"], indirect=True)
 def test_a_child_gets_the_address_of_the_test_database(broker: Broker, children: Children) -> None:
-    child = children.start(
-        "shell", "django", "shell", "--command", NAME_OF_DATABASE
-    )
+    child = children.start("shell", "django", "shell", "--command", NAME_OF_DATABASE)
     assert child.wait(timeout=30) == 0
     assert connection.settings_dict["NAME"] in child.output().splitlines()
