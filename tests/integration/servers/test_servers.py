@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,25 @@ def test_postgres_keeps_what_it_committed() -> None:
 def test_postgres_says_what_its_directory_lacks(tmp_path: Path) -> None:
     with pytest.raises(ServerMissing, match=str(tmp_path)):
         PostgresServer(bin_directory=tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Only root runs PostgreSQL as somebody else")
+def test_postgres_runs_from_where_its_user_may_not_read(tmp_path: Path) -> None:
+    try:
+        original = PostgresServer(tmp_path / "unused").bin_directory.parent
+    except ServerMissing as error:
+        missing(str(error))
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    for folder in original.parent.parent.glob(f"{original.parent.name}*"):
+        if not folder.name.endswith(".dist-info"):
+            shutil.copytree(folder, hidden / folder.name, copy_function=os.link)
+    programs = hidden / original.parent.name / original.name / "bin"
+    with (
+        PostgresServer(bin_directory=programs) as server,
+        psycopg.connect(server.url) as connection,
+    ):
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_valkey_keeps_what_it_answered(valkey: ValkeyServer) -> None:
