@@ -13,7 +13,7 @@ from outbox.exceptions import UnsupportedSignature
 from outbox.models import OutboxMessage
 
 
-class OutboxTask(Task):
+class OutboxTask(Task[Any, Any]):
     """``@shared_task(base=OutboxTask)``, or ``Celery(task_cls=OutboxTask)`` for every task.
 
     A call writes a message in the current transaction, opening one where there is none, and
@@ -23,14 +23,14 @@ class OutboxTask(Task):
 
     abstract = True
 
-    def apply_async(
+    def apply_async(  # type: ignore[override]
         self,
         args: Any = None,
         kwargs: Any = None,
         task_id: str | None = None,
         producer: Any = None,
         **options: Any,
-    ) -> AsyncResult:
+    ) -> AsyncResult[Any]:
         """Like Celery's, through the outbox.
 
         Raises ``ValueError`` for a ``task_id`` of one's own and ``UnsupportedSignature`` for the
@@ -54,7 +54,7 @@ class OutboxTask(Task):
     def _belongs_to_celery(
         self, task_id: str | None, producer: Any, options: dict[str, Any]
     ) -> bool:
-        app = self._get_app()
+        app = self.app
         if app.conf.task_always_eager or wire.is_capturing(producer):
             return True
         current = app.current_worker_task

@@ -146,7 +146,9 @@ class _Link:
     def __init__(self, app: Celery, connection: Connection) -> None:
         self.app = app
         self.connection = connection
-        self.producer = Producer(connection.channel(), auto_declare=False)
+        self.channel: Any = connection.channel()
+        self.producer: Any = Producer(self.channel, auto_declare=False)
+        self.channel_errors: Any = connection.channel_errors
         self._declared: dict[tuple[str, str], str] = {}
 
     def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
@@ -181,7 +183,7 @@ class _Link:
         if target not in self._declared:
             try:
                 self._declare_target(*target)
-            except (*self.connection.channel_errors, KeyError) as error:
+            except (KeyError, *self.channel_errors) as error:
                 self._declared[target] = _describe(error)
             else:
                 self._declared[target] = ""
@@ -202,20 +204,25 @@ class _Link:
             if queue_name:
                 self._ensure(queue)
                 if exchange:
-                    with closing(self.connection.channel()) as channel:
+                    with self._own_channel() as channel:
                         queue(channel).queue_bind()
                 return
         if exchange:
-            with closing(self.connection.channel()) as channel:
+            with self._own_channel() as channel:
                 Exchange(exchange, passive=True)(channel).declare()
+
+    def _own_channel(self) -> closing[Any]:
+        """A channel for a declaration: when that fails, the broker closes it."""
+        channel: Any = self.connection.channel()
+        return closing(channel)
 
     def _ensure(self, entity: Any) -> None:
         declare = "queue_declare" if hasattr(entity, "queue_declare") else "declare"
         try:
-            with closing(self.connection.channel()) as channel:
+            with self._own_channel() as channel:
                 getattr(entity(channel), declare)(passive=True)
-        except self.connection.channel_errors:
-            with closing(self.connection.channel()) as channel:
+        except self.channel_errors:
+            with self._own_channel() as channel:
                 getattr(entity(channel), declare)()
 
 
@@ -224,11 +231,10 @@ class _ConfirmingLink(_Link):
 
     def __init__(self, app: Celery, connection: Connection) -> None:
         super().__init__(app, connection)
-        channel = self.producer.channel
-        channel.confirm_select()
-        channel.events["basic_ack"].add(self._on_ack)
-        channel.events["basic_nack"].add(self._on_nack)
-        channel.events["basic_return"].add(self._on_return)
+        self.channel.confirm_select()
+        self.channel.events["basic_ack"].add(self._on_ack)
+        self.channel.events["basic_nack"].add(self._on_nack)
+        self.channel.events["basic_return"].add(self._on_return)
         self._last_tag = 0
         self._unconfirmed: deque[tuple[int, UUID]] = deque()
         self._returned: dict[str, str] = {}
@@ -256,7 +262,7 @@ class _ConfirmingLink(_Link):
             # The broker's errors come up in whichever call is under way. What is left is this
             # message's own: it could not be encoded, and nothing of it was sent.
             recoverable = self.connection.recoverable_connection_errors
-            broken = (*self.connection.channel_errors, *recoverable)
+            broken = (*self.channel_errors, *recoverable)
             if isinstance(error, broken) or not self.connection.connected:
                 raise
             self._unconfirmed.remove((tag, message.id))
@@ -307,7 +313,7 @@ def _connect(app: Celery) -> _Link:
     connection = app.connection_for_write(transport_options={"confirm_publish": False})
     try:
         connection.ensure_connection(
-            max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0.1
+            max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0
         )
         if connection.transport.driver_type == "amqp":
             return _ConfirmingLink(app, connection)
@@ -331,5 +337,5 @@ def _no_confirms() -> BrokerUnavailable:
     return BrokerUnavailable("the broker is connected but did not confirm the messages in time")
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

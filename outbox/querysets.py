@@ -68,6 +68,8 @@ else:
 class OutboxQuerySet(QuerySet):
     """``OutboxMessage.objects.filter(...)``: the states, and what moves between them."""
 
+    _db: str | None
+
     def pending(self) -> OutboxQuerySet:
         return self.filter(status="pending")
 
@@ -113,7 +115,7 @@ class OutboxQuerySet(QuerySet):
         return self._move(("pending", "dead", "failed"), status="discarded", available_at=None)
 
     def _move(self, states: tuple[str, ...], **changes: Any) -> int:
-        alias = router.db_for_write(self.model) if self._db is None else self._db
+        alias = self._db or router.db_for_write(self.model)
         rows = self.using(alias)
         with transaction.atomic(using=alias):
             free = rows.filter(status__in=states).select_for_update(skip_locked=True)
@@ -155,19 +157,17 @@ class OutboxQuerySet(QuerySet):
 
     def refuse(self, refusals: Sequence[Refusal]) -> int:
         """Count a failed attempt on claimed messages; returns how many of them are dead now."""
+        parameters: Any = {
+            "ids": [refusal.id for refusal in refusals],
+            "errors": [_text(refusal.error) for refusal in refusals],
+            "permanent": [refusal.permanent for refusal in refusals],
+            "max_attempts": conf.MAX_ATTEMPTS,
+            "base": conf.BACKOFF_BASE,
+            "cap": conf.BACKOFF_MAX,
+            "kept": KEPT_ERRORS,
+        }
         with connections[self.db].cursor() as cursor:
-            cursor.execute(
-                REFUSE,
-                {
-                    "ids": [refusal.id for refusal in refusals],
-                    "errors": [_text(refusal.error) for refusal in refusals],
-                    "permanent": [refusal.permanent for refusal in refusals],
-                    "max_attempts": conf.MAX_ATTEMPTS,
-                    "base": conf.BACKOFF_BASE,
-                    "cap": conf.BACKOFF_MAX,
-                    "kept": KEPT_ERRORS,
-                },
-            )
+            cursor.execute(REFUSE, parameters)
             return sum(status == "dead" for (status,) in cursor)
 
     # Receipts.
@@ -187,7 +187,7 @@ class OutboxQuerySet(QuerySet):
     def _execute(self, sql: str, parameters: Any) -> int:
         with connections[self.db].cursor() as cursor:
             cursor.execute(sql, parameters)
-            return cursor.rowcount
+            return int(cursor.rowcount)
 
 
 class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: ignore[misc]
@@ -298,7 +298,7 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
         return messages
 
     def _first(self, draft: OutboxMessage, alias: str) -> OutboxMessage:
-        first = self.using(alias).get(task=draft.task, key=draft.key)
+        first: OutboxMessage = self.using(alias).get(task=draft.task, key=draft.key)
         accept = [str(first.properties.get("content_type"))]
         if draft.arguments(accept) != first.arguments(accept):
             raise DuplicateKey(
@@ -327,7 +327,7 @@ def _row(message: OutboxMessage, delay: timedelta | None) -> tuple[Any, ...]:
     )
 
 
-def _check_keys(keys: Sequence[str], wanted: int) -> None:
+def _check_keys(keys: Sequence[Any], wanted: int) -> None:
     if isinstance(keys, str) or len(keys) != wanted:
         raise ValueError(f"keys must be a sequence with one key for each of {wanted} signatures.")
     for key in keys:

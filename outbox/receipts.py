@@ -10,8 +10,8 @@ from celery.signals import task_failure
 from django.db import router
 from django.dispatch import receiver
 from idempotency.decorators import guard_of
-from idempotency.signals import executed, replayed
 
+from idempotency.signals import executed, replayed
 from outbox.models import OutboxMessage
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import random
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 from celery import current_app
 from django.db import InterfaceError, OperationalError, connections, transaction
@@ -118,7 +119,7 @@ class Relay:
         """Close the connection to the broker."""
         self.publisher.close()
 
-    def _settle(self, published: Published, expired: list) -> RelayResult:
+    def _settle(self, published: Published, expired: list[UUID]) -> RelayResult:
         messages = OutboxMessage.objects.using(self.using)
         if published.confirmed:
             messages.settle(published.confirmed)

@@ -7,8 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from celery import Task, current_app
-from celery.canvas import maybe_signature
+from celery.canvas import Signature
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import QuerySet
 
 from outbox import wire
 from outbox.models import OutboxMessage
@@ -37,7 +38,7 @@ def drain_outbox(*, using: str = DEFAULT_DB_ALIAS) -> int:
 
 
 def assert_enqueued(
-    task: Task | str,
+    task: Task[Any, Any] | str,
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -51,7 +52,8 @@ def assert_enqueued(
     """
     name = task if isinstance(task, str) else task.name
     others = []
-    for message in OutboxMessage.objects.using(using).order_by("-created_at", "-id"):
+    messages: QuerySet[OutboxMessage] = OutboxMessage.objects.using(using)
+    for message in messages.order_by("-created_at", "-id"):
         found_args, found_kwargs = message.arguments(_accept(message))
         if (
             message.task == name
@@ -72,12 +74,18 @@ def _run(message: OutboxMessage) -> None:
     )
     value = _apply(task, message.id, args, kwargs, message.headers)
     for callback in embedded.get("callbacks") or ():
-        maybe_signature(callback, current_app).apply((value,), throw=True)
+        _signature(callback).apply((value,), throw=True)
     for step in reversed(embedded.get("chain") or ()):
-        value = maybe_signature(step, current_app).apply((value,), throw=True).result
+        value = _signature(step).apply((value,), throw=True).result
 
 
-def _apply(task: Task, id: UUID, args: Any, kwargs: Any, headers: Mapping[str, Any]) -> Any:
+def _signature(step: Mapping[str, Any]) -> Signature[Any]:
+    return Signature.from_dict(dict(step), app=current_app)
+
+
+def _apply(
+    task: Task[Any, Any], id: UUID, args: Any, kwargs: Any, headers: Mapping[str, Any]
+) -> Any:
     return task.apply(args, kwargs, task_id=str(id), headers=dict(headers), throw=True).result
 
 

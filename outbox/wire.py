@@ -20,8 +20,8 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from celery import Celery, group
-from celery.canvas import Signature, _chain, _chord
+from celery import Celery, chord, group
+from celery.canvas import Signature, _chain
 from celery.exceptions import AlwaysEagerIgnored
 from celery.result import denied_join_result
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -74,7 +74,7 @@ def is_capturing(producer: object) -> bool:
     return isinstance(producer, _CapturingProducer)
 
 
-def id_for(signature: Signature) -> UUID:
+def id_for(signature: Any) -> UUID:
     """Return the id of the message to be: a new one, or that of a chain Celery has prepared."""
     prepared = signature.options.get("chain") and signature.options.get("task_id")
     return UUID(prepared) if prepared else message_id()
@@ -90,7 +90,7 @@ def message_id() -> UUID:
     return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
 
 
-def build(signature: Signature, id: UUID) -> WireMessage:
+def build(signature: Any, id: UUID) -> WireMessage:
     """Return the message that ``signature.apply_async(task_id=id)`` would have sent.
 
     Raises ``UnsupportedSignature`` for what is not one message (a group, a chord anywhere, a queue
@@ -107,7 +107,7 @@ def build(signature: Signature, id: UUID) -> WireMessage:
             "the intent."
         )
     eta, delay = _schedule(head, app)
-    channel = _CapturingChannel(app)
+    channel: Any = _CapturingChannel(app)
     producer = _CapturingProducer(channel, auto_declare=False)
     # A result backend may connect when a task is called (Redis subscribes, RPC declares a queue):
     # it must not, inside somebody's transaction. Where results must not be joined, it does not.
@@ -116,17 +116,18 @@ def build(signature: Signature, id: UUID) -> WireMessage:
             _apply(head, app, producer, str(id))
         except SerializationError as error:
             raise _unserializable(head, error) from error
-    return channel.wire_message(head.task, eta, delay)
+    message: WireMessage = channel.wire_message(head.task, eta, delay)
+    return message
 
 
-def members(signatures: Any) -> list[Signature]:
+def members(signatures: Any) -> list[Any]:
     """Return the signatures of a group, as the group would call them, or of any iterable."""
     if not isinstance(signatures, group):
         return list(signatures)
     return list(_group_members(signatures, str(message_id())))
 
 
-def task_of(signature: Signature) -> Any:
+def task_of(signature: Any) -> Any:
     """Return the task that runs first, or None for one that this process does not know."""
     while isinstance(signature, _chain) and signature.tasks:
         signature = signature.tasks[0]
@@ -143,8 +144,8 @@ def decode(
     """
     compression = headers.get("compression")
     content = decompress(body, compression) if compression else body
-    payload = serialization.loads(
-        content, properties.get("content_type"), properties.get("content_encoding"), accept=accept
+    payload: Any = serialization.loads(
+        content, properties["content_type"], properties["content_encoding"], accept=accept
     )
     if isinstance(payload, Mapping):  # task protocol 1
         return payload["args"], payload["kwargs"], payload
@@ -152,7 +153,7 @@ def decode(
     return args, kwargs, embedded
 
 
-def _head(signature: Signature, app: Celery) -> Signature:
+def _head(signature: Any, app: Celery) -> Any:
     """Return a copy of the one step that is sent now, with the ids of all that follows frozen."""
     _refuse_unsupported(signature)
     chained = isinstance(signature, _chain)
@@ -162,7 +163,7 @@ def _head(signature: Signature, app: Celery) -> Signature:
     return head
 
 
-def _chain_head(signature: _chain, app: Celery) -> Signature:
+def _chain_head(signature: Any, app: Celery) -> Any:
     # What chain.run() does; it offers no way to do it without publishing.
     options = dict(signature.clone().options)
     links = options.pop("link", None)
@@ -185,7 +186,7 @@ def _chain_head(signature: _chain, app: Celery) -> Signature:
         _refuse_unsupported(step)
     if links:
         steps[0].extend_list_option("link", links)
-    head: Signature = steps.pop()
+    head: Any = steps.pop()
     if isinstance(head, group):
         raise _unsupported_group(head)
     head.options.pop("task_id")
@@ -195,7 +196,7 @@ def _chain_head(signature: _chain, app: Celery) -> Signature:
     return head
 
 
-def _freeze_links(signature: Signature) -> None:
+def _freeze_links(signature: Any) -> None:
     """Give every callback its id now: a redelivery must not run it under a new one."""
     for option in ("link", "link_error"):
         links = signature.options.get(option)
@@ -217,8 +218,8 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _refuse_unsupported(signature: Signature) -> None:
-    if isinstance(signature, _chord) or signature.get("subtask_type") == "chord":
+def _refuse_unsupported(signature: Any) -> None:
+    if isinstance(signature, chord) or signature.get("subtask_type") == "chord":
         raise UnsupportedSignature(
             f"{signature.task}: a chord counts its header's results in the result backend and "
             "can't be held as one message. Enqueue a task that starts the chord when it runs."
@@ -231,14 +232,14 @@ def _refuse_unsupported(signature: Signature) -> None:
                 _refuse_unsupported(step)
 
 
-def _unsupported_group(signature: Signature) -> UnsupportedSignature:
+def _unsupported_group(signature: Any) -> UnsupportedSignature:
     return UnsupportedSignature(
         f"{signature!r} is a group: several messages, not one. "
         "Use OutboxMessage.objects.enqueue_many(group)."
     )
 
 
-def _group_members(signature: group, group_id: str) -> Iterator[Signature]:
+def _group_members(signature: Any, group_id: str) -> Iterator[Any]:
     inherited = {k: v for k, v in signature.options.items() if k != "task_id"}
     for index, member in enumerate(signature.tasks):
         clone = member.clone(signature.args, signature.kwargs)
@@ -252,7 +253,7 @@ def _group_members(signature: group, group_id: str) -> Iterator[Signature]:
         yield clone
 
 
-def _schedule(head: Signature, app: Celery) -> tuple[datetime | None, timedelta | None]:
+def _schedule(head: Any, app: Celery) -> tuple[datetime | None, timedelta | None]:
     """Take eta and countdown off the signature: the table holds them, not the wire."""
     eta = head.options.pop("eta", None)
     countdown = head.options.pop("countdown", None)
@@ -270,8 +271,8 @@ def _schedule(head: Signature, app: Celery) -> tuple[datetime | None, timedelta 
     return maybe_make_aware(moment, app.timezone), None
 
 
-def _apply(head: Signature, app: Celery, producer: Producer, id: str) -> None:
-    options = {"task_id": id, "producer": producer, "retry": False}
+def _apply(head: Any, app: Celery, producer: Producer, id: str) -> None:
+    options: dict[str, Any] = {"task_id": id, "producer": producer, "retry": False}
     if app.conf.task_always_eager:
         # apply_async() would run the task here and now; a message is wanted.
         ignore_result = getattr(app.tasks.get(head.task), "ignore_result", None)
@@ -283,7 +284,7 @@ def _apply(head: Signature, app: Celery, producer: Producer, id: str) -> None:
         head.apply_async(**options)
 
 
-def _unserializable(head: Signature, error: Exception) -> UnserializableArgument:
+def _unserializable(head: Any, error: Exception) -> UnserializableArgument:
     serializer = head.options.get("serializer") or getattr(
         head.app.tasks.get(head.task), "serializer", None
     )
@@ -305,9 +306,10 @@ def _unserializable(head: Signature, error: Exception) -> UnserializableArgument
 class _CapturingProducer(Producer):
     """A producer that sends nothing: the channel keeps the message, this keeps its queue."""
 
-    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> None:
-        if entity:
-            self.channel.declare(entity)
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
+        channel: Any = self.channel
+        channel.declare(entity)
+        return False
 
 
 class _CapturingChannel:
@@ -320,7 +322,8 @@ class _CapturingChannel:
 
     def __init__(self, app: Celery) -> None:
         self.app = app
-        client = app.pool.connection  # the pool's pattern, which is never connected itself
+        pool: Any = app.pool
+        client = pool.connection  # the pool's pattern, which is never connected itself
         self.connection = SimpleNamespace(client=client)
         self.amqp = client.transport_cls in ("amqp", "amqps", "pyamqp")
         self.queue = ""
