@@ -4,33 +4,84 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Reads "<process group> <signal>" lines (signal 0: forget it) until its parent closes the pipe,
-# which the kernel does for it however the parent dies. PR_SET_PDEATHSIG would do on Linux, but it
-# fires when the *thread* that started the child ends.
+# Takes one order a line until its parent closes the pipe, which the kernel does for it however the
+# parent dies. PR_SET_PDEATHSIG would do on Linux, but fires when the *thread* that started the
+# child ends.
 _GUARD = """
-import os, sys
-groups = {}
+import os, shutil, sys, time
+groups, directories = {}, set()
 for line in sys.stdin:
-    group, number = map(int, line.split())
-    groups.pop(group, None)
-    if number:
-        groups[group] = number
-for group, number in reversed(groups.items()):
+    order, _, value = line.rstrip("\\n").partition(" ")
+    if order == "kill":
+        group, _, number = value.partition(" ")
+        groups[int(group)] = int(number)
+    elif order == "spare":
+        groups.pop(int(value), None)
+    elif order == "remove":
+        directories.add(value)
+    elif order == "keep":
+        directories.discard(value)
+
+def signal(group, number):
     try:
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass
+    except OSError:
+        return False
+    return True
+
+for group, number in reversed(groups.items()):
+    signal(group, number)
+deadline = time.monotonic() + 5
+while time.monotonic() < deadline and any(signal(group, 0) for group in groups):
+    time.sleep(0.05)
+for directory in directories:
+    shutil.rmtree(directory, ignore_errors=True)
 """
+
+
+class _Guard:
+    """Does what is left to do when this process has ended, by whatever signal."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pipe: IO[str] | None = None
+
+    def tell(self, order: str) -> None:
+        with self._lock:
+            if self._pipe is None:
+                self._pipe = self._start()
+            self._pipe.write(order + "\n")
+            self._pipe.flush()
+
+    def _start(self) -> IO[str]:
+        read_end, write_end = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _GUARD],
+            stdin=read_end,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        os.close(read_end)
+        # It outlives us on purpose: without a status Popen would warn of that when we exit.
+        process.returncode = 0
+        return os.fdopen(write_end, "w")
+
+
+_guard = _Guard()
 
 
 class Process:
@@ -40,9 +91,6 @@ class Process:
     ``log``. ``user`` (root only) is the account to run as. Whatever is still alive when this
     Python process ends, by whatever signal, gets ``last_signal``.
     """
-
-    _guard: ClassVar[IO[str] | None] = None
-    _guard_lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
         self,
@@ -67,7 +115,7 @@ class Process:
                 start_new_session=True,
                 **account(user),
             )
-        self._guarded(last_signal)
+        _guard.tell(f"kill {self.pid} {last_signal:d}")
 
     @property
     def pid(self) -> int:
@@ -109,7 +157,7 @@ class Process:
         Raises ``subprocess.TimeoutExpired``.
         """
         status = self._popen.wait(timeout)
-        self._guarded(None)
+        _guard.tell(f"spare {self.pid}")
         return status
 
     def stop(self, number: signal.Signals = signal.SIGTERM, *, timeout: float = 30) -> int:
@@ -125,13 +173,6 @@ class Process:
         """Everything written so far."""
         return self.log.read_text(errors="replace")
 
-    def _guarded(self, last_signal: signal.Signals | None) -> None:
-        with Process._guard_lock:
-            if Process._guard is None:
-                Process._guard = _start_guard()
-            Process._guard.write(f"{self.pid} {int(last_signal or 0)}\n")
-            Process._guard.flush()
-
 
 def account(user: str | None) -> dict[str, Any]:
     """Arguments that make ``subprocess`` run a program as ``user``; None: as whoever we are."""
@@ -141,17 +182,14 @@ def account(user: str | None) -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def _start_guard() -> IO[str]:
-    read_end, write_end = os.pipe()
-    guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _GUARD],
-        stdin=read_end,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        start_new_session=True,
-    )
-    os.close(read_end)
-    # It outlives us on purpose: without a status Popen would warn of that when we exit.
-    guard.returncode = 0
-    return os.fdopen(write_end, "w")
+def temporary_directory(prefix: str) -> Path:
+    """A new directory that is removed when this process has ended, if it is still there."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    _guard.tell(f"remove {directory}")
+    return directory
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a temporary directory now."""
+    shutil.rmtree(directory, ignore_errors=True)
+    _guard.tell(f"keep {directory}")

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -21,7 +20,7 @@ import psycopg
 import redis
 from psycopg import sql
 
-from sample_project.processes import Process, account
+from sample_project.processes import Process, account, remove_directory, temporary_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +48,7 @@ class Server(ABC):
 
     def __init__(self, directory: Path | None = None) -> None:
         self._temporary = directory is None
-        self.directory = directory or Path(tempfile.mkdtemp(prefix=f"{self.name.lower()}-"))
+        self.directory = directory or temporary_directory(f"{self.name.lower()}-")
         self.directory.mkdir(parents=True, exist_ok=True)
         self.log = self.directory / "server.log"
         self.port = free_port()
@@ -95,7 +94,7 @@ class Server(ABC):
         """Stop; remove the data if their directory is a temporary one."""
         self.stop()
         if self._temporary:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove_directory(self.directory)
 
     def __enter__(self) -> Self:
         try:

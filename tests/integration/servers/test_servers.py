@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -19,8 +20,6 @@ from tests.helpers import wait_for
 from tests.servers.missing import missing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.servers.rabbitmq import RabbitMQ
 
 
@@ -112,24 +111,24 @@ def test_rabbitmq_keeps_what_it_confirmed(rabbitmq: RabbitMQ) -> None:
         rabbitmq.delete_vhost("kept")
 
 
-def test_servers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+def test_servers_end_with_the_process_that_started_them() -> None:
     code = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from sample_project.processes import Process\n"
-        "child = Process([sys.executable, '-c', 'import time; time.sleep(600)'], "
-        f"log=Path({str(tmp_path / 'log')!r}))\n"
-        "print(child.pid, flush=True)\n"
+        "import time\n"
+        "from sample_project.servers import ValkeyServer\n"
+        "server = ValkeyServer().start()\n"
+        "print(server.pid, server.directory, flush=True)\n"
         "time.sleep(600)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert _alive(pid)
+        pid, _, directory = parent.stdout.readline().strip().partition(" ")
+        assert _alive(int(pid))
+        assert Path(directory).is_dir()
         parent.send_signal(signal.SIGKILL)
-    wait_for(lambda: not _alive(pid), message="The child outlives its parent")
+    wait_for(lambda: not _alive(int(pid)), message="The server outlives its parent")
+    wait_for(lambda: not Path(directory).exists(), message="The server leaves its data behind")
 
 
 def _alive(pid: int) -> bool:
