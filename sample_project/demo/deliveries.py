@@ -8,9 +8,9 @@ from typing import Any
 from celery import Task, current_task
 from celery.signals import task_prerun
 from django.dispatch import receiver
+
 from idempotency.decorators import guard_of
 from idempotency.signals import executed, replayed
-
 from sample_project.demo.models import Delivery
 
 

@@ -52,24 +52,26 @@ class Ledger:
         if self.doubled:
             yield f"{self.doubled} receipts or payments are doubled"
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, accepted: int, repeats: int) -> Iterator[str]:
         """The ledger as a person reads it."""
-        fewest = f"each at least {self.fewest_deliveries}"
+        fewest = f"each message at least {self.fewest_deliveries} times"
         unfinished = self.deliveries - self.executed - self.suppressed
         for label, count, note in (
+            ("orders accepted over HTTP", accepted, ""),
             ("orders committed", self.orders, ""),
             ("messages committed", self.messages, ""),
             ("messages published", self.published, ""),
+            ("published once more", repeats, "past the relay, byte for byte"),
             ("deliveries to the worker", self.deliveries, fewest),
             ("  executed", self.executed, ""),
             ("  duplicates suppressed", self.suppressed, ""),
-            ("  cut off or put off", unfinished, "by a kill, or by a live twin; delivered again"),
+            ("  without an outcome", unfinished, "killed, or put off; delivered again"),
             ("receipts", self.receipts, ""),
             ("payments", self.payments, ""),
             ("lost", self.lost, ""),
             ("doubled", self.doubled, ""),
         ):
-            yield f"  {label:<26}{count:>7}   {note}".rstrip()
+            yield f"  {label:<27}{count:>7}   {note}".rstrip()
 
 
 def database_clock() -> datetime:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from celery import current_app
 
 from outbox.models import OutboxMessage
+from sample_project.demo.models import Delivery
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -14,14 +16,17 @@ if TYPE_CHECKING:
 
     from kombu import Connection
 
+    from outbox.querysets import OutboxQuerySet
+
 
 class Network:
     """Publishes each message that a relay has published once more, byte for byte, past the relay.
 
-    That is what a broker, a relay or a network may do at any time. Use as a context manager.
+    That is what a broker, a relay or a network may do at any time. ``repeats`` counts them.
     """
 
     def __init__(self, since: datetime) -> None:
+        self.repeats = 0
         self._since = since
         self._repeated: set[UUID] = set()
         self._connection: Connection = current_app.connection_for_write()
@@ -29,29 +34,46 @@ class Network:
 
     def repeat(self) -> None:
         """Repeat what was published since the last call."""
-        published = OutboxMessage.objects.filter(
-            created_at__gte=self._since, published_at__isnull=False
-        )
-        for message in published.exclude(pk__in=self._repeated):
-            self._producer.publish(
-                bytes(message.body),
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                headers=message.headers,
-                **message.properties,
-            )
-            self._repeated.add(message.pk)
+        for message in self._published().exclude(pk__in=self._repeated):
+            self._publish(message)
+
+    def repeat_rare(self, fewest: int) -> int:
+        """Repeat what was delivered fewer than ``fewest`` times; return how many messages."""
+        deliveries = Delivery.objects.filter(received_at__gte=self._since)
+        count = Counter(deliveries.values_list("message_id", flat=True))
+        rare = [message for message in self._published() if count[str(message.pk)] < fewest]
+        for message in rare:
+            self._publish(message)
+        return len(rare)
 
     def is_quiet(self) -> bool:
         """Whether the broker holds nothing more to deliver, as far as it tells."""
         channel = self._connection.default_channel
-        queue = channel.queue_declare(current_app.conf.task_default_queue, passive=True)
-        if queue.message_count:
+        queue = current_app.amqp.queues[current_app.conf.task_default_queue](channel)
+        if queue.queue_declare().message_count:
             return False
         if self._connection.transport.driver_type == "redis":
             # What a worker, living or killed, has taken and not acknowledged.
             return not channel.client.hlen(channel.unacked_key)
         return True
+
+    def _published(self) -> OutboxQuerySet:
+        return OutboxMessage.objects.filter(
+            created_at__gte=self._since,
+            published_at__isnull=False,
+            task__startswith="sample_project.shop.",
+        )
+
+    def _publish(self, message: OutboxMessage) -> None:
+        self._producer.publish(
+            bytes(message.body),
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            headers=message.headers,
+            **message.properties,
+        )
+        self._repeated.add(message.pk)
+        self.repeats += 1
 
     def close(self) -> None:
         self._connection.release()

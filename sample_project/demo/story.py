@@ -48,7 +48,7 @@ class Story:
         try:
             self._cast.start("web server", "worker", "relay")
             self._until(self._web_answers, "the web server answers")
-            self._progress.say(f"Placing {self._orders} orders.")
+            self._progress.say(f"Placing {self._orders} orders over HTTP.")
             self._kill_the_worker()
             self._kill_the_relay()
             self._until(self._is_done, "every message is executed and every duplicate delivered")
@@ -56,9 +56,15 @@ class Story:
             self._clients.close()
             self._network.close()
 
-    def problems(self) -> list[str]:
-        """What does not balance."""
-        return [*self.ledger.problems(self._clients.accepted)]
+    @property
+    def repeats(self) -> int:
+        """How often a message was published once more, past the relay."""
+        return self._network.repeats
+
+    @property
+    def accepted(self) -> int:
+        """How many orders the web server has accepted."""
+        return self._clients.accepted
 
     def _kill_the_worker(self) -> None:
         half = self._orders // 2
@@ -77,7 +83,7 @@ class Story:
         placed = self._orders // 2
         rest = self._orders - placed
         self._clients.place(rest)
-        self._until(lambda: self._clients.accepted > placed + rest // 4, "orders are accepted")
+        self._until(lambda: self.accepted > placed + rest // 4, "orders are accepted")
         pid = self._cast.pid("relay")
         self._cast.kill("relay")
         self._progress.say(f"The relay (pid {pid}) is killed with SIGKILL.")
@@ -88,8 +94,14 @@ class Story:
         self._progress.say(f"{waiting} messages wait for it, committed. A new relay starts.")
 
     def _is_done(self) -> bool:
-        quiet = time.monotonic() - self._delivered_at >= QUIET_FOR
-        return quiet and self._network.is_quiet() and self.ledger.executed >= self.ledger.messages
+        if time.monotonic() - self._delivered_at < QUIET_FOR or not self._network.is_quiet():
+            return False
+        rare = self._network.repeat_rare(ledger.FEWEST_DELIVERIES)
+        if rare:
+            # Redis and Valkey: what a killed worker had taken, and not yet noted as taken, is lost.
+            self._delivered_at = time.monotonic()
+            self._progress.say(f"The broker lost a copy of {rare} with the killed worker: again.")
+        return not rare and self.ledger.executed >= self.ledger.messages
 
     def _web_answers(self) -> bool:
         connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
@@ -105,13 +117,13 @@ class Story:
     def _until(self, condition: Callable[[], bool], awaited: str) -> None:
         moved_at = time.monotonic()
         while not condition():
-            before = self.ledger, self._clients.accepted
+            before = self.ledger, self.accepted
             time.sleep(TICK)
             self._tick()
-            if before != (self.ledger, self._clients.accepted):
+            if before != (self.ledger, self.accepted):
                 moved_at = time.monotonic()
             if time.monotonic() - moved_at > GIVE_UP_AFTER:
-                raise Stalled(f"Nothing has moved for {GIVE_UP_AFTER:.0f} s; awaited: {awaited}.")
+                raise Stalled(f"Nothing has moved for {GIVE_UP_AFTER:.0f} s; awaited: {awaited}")
 
     def _tick(self) -> None:
         self._cast.check()
@@ -120,6 +132,10 @@ class Story:
         if now.deliveries != self.ledger.deliveries:
             self._delivered_at = time.monotonic()
         self.ledger = now
+        if now.orders:
+            self._show(now)
+
+    def _show(self, now: Ledger) -> None:
         self._progress.update(
             f"orders {now.orders}/{self._orders}  published {now.published}"
             f"  deliveries {now.deliveries}  receipts {now.receipts}  payments {now.payments}"

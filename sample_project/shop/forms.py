@@ -6,7 +6,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from sample_project.shop.models import Order
 
 
-class OrderForm(forms.ModelForm[Order]):
+class OrderForm(forms.ModelForm):  # type: ignore[type-arg]
     quantity = forms.IntegerField(
         initial=1, validators=[MinValueValidator(1), MaxValueValidator(99)]
     )

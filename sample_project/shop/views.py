@@ -6,10 +6,9 @@ from typing import Any
 from django.core.exceptions import BadRequest
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
-from django.views.generic import CreateView, DetailView
 
 from outbox.models import OutboxMessage
 from sample_project.shop.forms import OrderForm
@@ -45,23 +44,16 @@ def json_object(request: HttpRequest) -> dict[str, Any]:
     return data
 
 
-class NewOrder(CreateView[Order, OrderForm]):
+def new_order(request: HttpRequest) -> HttpResponse:
     """The page where a person places an order."""
-
-    model = Order
-    form_class = OrderForm
-    template_name = "shop/new_order.html"
-
-    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        latest = Order.objects.prefetch_related("receipts", "payments").order_by("-pk")[:8]
-        return super().get_context_data(latest=latest, **kwargs)
-
-    def form_valid(self, form: OrderForm) -> HttpResponse:
+    form = OrderForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
         return redirect(place_order(form))
+    latest = Order.objects.prefetch_related("receipts", "payments").order_by("-pk")[:8]
+    return render(request, "shop/new_order.html", {"form": form, "latest": latest})
 
 
-class ShowOrder(DetailView[Order]):
+def show_order(request: HttpRequest, pk: int) -> HttpResponse:
     """One order, its receipt and its payment; reloads itself until both are there."""
-
-    queryset = Order.objects.prefetch_related("receipts", "payments")
-    template_name = "shop/order.html"
+    orders = Order.objects.prefetch_related("receipts", "payments")
+    return render(request, "shop/order.html", {"order": get_object_or_404(orders, pk=pk)})

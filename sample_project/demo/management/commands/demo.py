@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +54,12 @@ class Command(BaseCommand):
     def handle(self, *, orders: int, leave: bool, **_: Any) -> None:
         if orders < 1:
             raise CommandError("--orders must be at least 1.")
-        signal.signal(signal.SIGTERM, _leave)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
         try:
             with ExitStack() as stack:
                 self._run(stack, Progress(sys.stdout), orders, leave=leave)
-        except KeyboardInterrupt:
-            raise SystemExit(128 + signal.SIGINT) from None
-        except (ServerMissing, ProcessEnded, OrderRefused, Stalled) as error:
+        except (ServerMissing, ProcessEnded, OrderRefused) as error:
             raise CommandError(str(error)) from error
 
     def _run(self, stack: ExitStack, progress: Progress, orders: int, *, leave: bool) -> None:
@@ -66,25 +67,30 @@ class Command(BaseCommand):
         call_command("migrate", verbosity=0)
         password = secrets.token_urlsafe(9)
         _create_admin(password)
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-")))
+        logs = Path(tempfile.mkdtemp(prefix="demo-"))
+        stack.push(partial(_remove_logs, logs))
         port = free_port()
         cast = Cast(logs, environment, port)
         stack.callback(cast.stop)
+        progress.say(f"The processes write their logs to {logs}.")
         story = Story(cast, port, orders, progress)
-        story.play()
-        problems = story.problems()
+        problems = []
+        try:
+            story.play()
+        except Stalled as error:
+            problems.append(str(error))
         progress.show("\nThe ledger, read from the database:\n")
-        for line in story.ledger.lines():
+        for line in story.ledger.lines(story.accepted, story.repeats):
             progress.show(line)
+        progress.show()
+        problems += story.ledger.problems(story.accepted)
         if problems:
-            progress.show()
             raise CommandError(f"The ledger does not balance: {'; '.join(problems)}.")
-        progress.show("\nThe ledger balances.")
+        progress.show("The ledger balances.")
         if not leave:
             progress.show(
                 f"\n  Shop    http://127.0.0.1:{port}/"
                 f"\n  Admin   http://127.0.0.1:{port}/admin/   user {ADMIN}, password {password}"
-                f"\n  Logs    {logs}"
                 "\n\nCtrl-C ends it all."
             )
             signal.pause()
@@ -115,6 +121,12 @@ def _create_admin(password: str) -> None:
     )
     user.set_password(password)
     user.save()
+
+
+def _remove_logs(logs: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Keep them where something went wrong."""
+    if kind is None or issubclass(kind, SystemExit):
+        shutil.rmtree(logs)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
