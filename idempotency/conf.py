@@ -69,7 +69,7 @@ class AppSettings:
             isinstance(value, bool) and not isinstance(default, bool)
         ):
             return f"{self.PREFIX}{name} must be {wanted}, not {value!r}."
-        zero = timedelta(0) if isinstance(value, timedelta) else 0
+        zero: Any = timedelta(0) if isinstance(value, timedelta) else 0
         if not isinstance(value, (bool, str)) and value <= zero:
             return f"{self.PREFIX}{name} must be greater than zero, not {value!r}."
         return None
@@ -89,3 +89,18 @@ class IdempotencySettings(AppSettings):
 
 
 conf = IdempotencySettings()
+
+
+def duration(
+    value: float | timedelta, name: str, *, least: timedelta = timedelta(microseconds=1)
+) -> timedelta:
+    """Return a duration given in seconds or as a timedelta.
+
+    Raises ``TypeError`` for another type and ``ValueError`` for less than ``least``; both name it.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
+        raise TypeError(f"{name}= is seconds or a timedelta, not {value!r}.")
+    given = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    if given < least:
+        raise ValueError(f"{name}= must be at least {least}, not {value!r}.")
+    return given

@@ -1,0 +1,23 @@
+"""Operations that run once per key, for Django and Celery on PostgreSQL.
+
+Nothing here imports a model or Django's registry, so a tasks module may import it at any time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from idempotency.decorators import idempotent
+    from idempotency.keys import make_key
+
+__all__ = ["idempotent", "make_key"]
+
+_ROOMS = {"idempotent": "decorators", "make_key": "keys"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

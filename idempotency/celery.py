@@ -1,0 +1,63 @@
+"""Guarded Celery tasks: which delivery this is, and what becomes of one that is a duplicate."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery import current_app
+from celery.exceptions import Reject
+
+from idempotency.decorators import guard_of
+
+if TYPE_CHECKING:
+    from celery import Task
+
+    from idempotency.decorators import Guard
+    from idempotency.exceptions import KeyInProgress
+
+RETRY_AFTER = (1.0, 5.0)
+"""Seconds: a delivery that met a live twin comes again somewhere between."""
+
+
+def task_of(guard: Guard) -> Task[..., Any] | None:
+    """Return the task whose function the guard is on, or None for a plain function."""
+    running = current_app.current_task
+    if running is not None and guard_of(running) is guard:
+        return running
+    # Called as task.run(), or a plain function.
+    return next((task for task in current_app.tasks.values() if guard_of(task) is guard), None)
+
+
+def message_id(task: Task[..., Any]) -> str:
+    """Return the id of the message that the task is executed for, "" if it is called directly."""
+    request = task.request
+    return "" if request.called_directly else request.id or ""
+
+
+def retry_later(task: Task[..., Any], error: KeyInProgress) -> NoReturn:
+    """Have the message delivered again, under its own id and at no cost to ``max_retries``.
+
+    Raises ``Retry``; ``error`` itself where Celery runs tasks eagerly, because nothing would wait.
+    """
+    request = task.request
+    if request.is_eager:
+        raise error
+    countdown = max(error.retry_after, random.uniform(*RETRY_AFTER))  # noqa: S311
+    request.retries -= 1
+    try:
+        raise task.retry(exc=error, countdown=countdown)
+    except Reject as reject:
+        # Celery drops the message if it cannot publish the retry; the twin may yet fail.
+        raise Reject(str(reject), requeue=True) from error
+    finally:
+        request.retries += 1
+
+
+def never_retry(task: Task[..., Any]) -> None:
+    """Keep ``autoretry_for`` from retrying an error that stays: ``retry()`` raises it at once.
+
+    That is what Celery does for a request that it did not deliver, and autoretry has no other way
+    out that is this request's own.
+    """
+    task.request.called_directly = True

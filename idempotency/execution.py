@@ -1,0 +1,152 @@
+"""Run once: the algorithm of atomic mode. No SQL, no HTTP, no Celery.
+
+Lock, look, run, write, in one transaction: the effects of the body, its key and its result commit
+together or not at all. A crash anywhere rolls everything back, so nothing is ever stuck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from django.db import OperationalError, transaction
+
+from idempotency import results
+from idempotency.exceptions import ImproperlyUsed, KeyInProgress, KeyReused, ReentrantUse
+from idempotency.signals import executed, replayed
+
+if TYPE_CHECKING:
+    from django.dispatch import Signal
+
+    from idempotency.models import IdempotencyKey
+    from idempotency.querysets import IdempotencyKeyQuerySet
+
+T = TypeVar("T")
+OnCompleted = Literal["replay", "execute", "raise"]
+
+KEY_LENGTH = 255
+# serialization_failure, deadlock_detected, lock_not_available: another transaction was first.
+LOST_RACE = frozenset({"40001", "40P01", "55P03"})
+
+_executing: ContextVar[frozenset[tuple[str, str, str, str]]] = ContextVar(
+    "idempotency_executing", default=frozenset()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What shall run once: its identity, and how long it is waited for and remembered."""
+
+    namespace: str
+    scope: str
+    key: str
+    ttl: timedelta
+    wait: timedelta = timedelta(0)
+    fingerprint: str = ""
+    message_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.namespace:
+            raise ImproperlyUsed(f"The key {self.key!r} has no namespace to be a key of.")
+        for name in ("namespace", "scope", "key"):
+            value = getattr(self, name)
+            if len(value) > KEY_LENGTH or not value.isprintable():
+                raise ImproperlyUsed(
+                    f"The {name} {value[:40]!r} must be printable text of at most {KEY_LENGTH} "
+                    f"characters, and has {len(value)}. make_key() turns longer ones into a digest."
+                )
+
+    def __str__(self) -> str:
+        return f"{self.namespace!r} key {self.key!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What came of an operation. ``replayed``: it had run before, and ``value`` is what it gave."""
+
+    value: T
+    replayed: bool
+
+
+def run_once(
+    records: IdempotencyKeyQuerySet,
+    operation: Operation,
+    body: Callable[[], T],
+    *,
+    on_completed: OnCompleted = "replay",
+) -> Outcome[T]:
+    """Run ``body`` unless the operation has run before; then return what it gave.
+
+    Raises ``KeyInProgress`` while another transaction executes the key, ``KeyReused`` for the same
+    key with another fingerprint, ``ReentrantUse`` if the body calls its own operation, and
+    whatever the body raises, after the rollback.
+    """
+    in_body = False
+    try:
+        with _not_reentrant(records.db, operation), transaction.atomic(using=records.db):
+            claim = records.claim(operation)
+            if not claim.held:
+                raise KeyInProgress(f"{operation} is being executed: try again later.")
+            if claim.found is not None:
+                _require_same_fingerprint(operation, claim.found)
+                if on_completed == "replay":
+                    return _replay(records, operation, claim.found)
+                if on_completed == "raise":
+                    raise KeyReused(f"{operation} has been executed before.")
+            in_body = True
+            value = body()
+            in_body = False
+            record = records.complete(operation, claim, results.dumps(value))
+            _tell(executed, records, operation, record)
+            return Outcome(value, replayed=False)
+    except OperationalError as error:
+        if in_body or getattr(error.__cause__, "sqlstate", None) not in LOST_RACE:
+            raise
+        raise KeyInProgress(
+            f"{operation} met another transaction and is rolled back: try again later."
+        ) from error
+
+
+def _replay(
+    records: IdempotencyKeyQuerySet, operation: Operation, found: IdempotencyKey
+) -> Outcome[T]:
+    value: T = results.loads(bytes(found.result or b""))
+    _tell(replayed, records, operation, found)
+    return Outcome(value, replayed=True)
+
+
+def _require_same_fingerprint(operation: Operation, found: IdempotencyKey) -> None:
+    """An empty fingerprint, on either side, was never taken and says nothing."""
+    if operation.fingerprint and found.fingerprint not in ("", operation.fingerprint):
+        raise KeyReused(
+            f"{operation} was executed with other arguments at {found.finished_at}. A new intent "
+            "needs a new key."
+        )
+
+
+def _tell(
+    signal: Signal, records: IdempotencyKeyQuerySet, operation: Operation, record: IdempotencyKey
+) -> None:
+    signal.send(
+        sender=records.model, record=record, message_id=operation.message_id, using=records.db
+    )
+
+
+@contextmanager
+def _not_reentrant(using: str, operation: Operation) -> Iterator[None]:
+    """The advisory lock would let its own transaction in a second time."""
+    entry = (using, operation.namespace, operation.scope, operation.key)
+    entered = _executing.get()
+    if entry in entered:
+        raise ReentrantUse(
+            f"{operation} calls itself before it is finished: the inner call needs another key."
+        )
+    token = _executing.set(entered | {entry})
+    try:
+        yield
+    finally:
+        _executing.reset(token)

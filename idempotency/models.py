@@ -1,0 +1,78 @@
+"""The table of keys: which operations have run, and with what result."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
+
+from idempotency.querysets import IdempotencyKeyManager
+
+
+class IdempotencyKey(models.Model):
+    """An operation that has run, under the key that recognises its duplicates.
+
+    Atomic mode writes a row when the operation is done, in the operation's own transaction: there
+    is none for one that is under way, and none is left behind by one that failed.
+    """
+
+    class State(models.TextChoices):
+        # It has run; duplicates get its result until expires_at.
+        COMPLETED = "completed", _("completed")
+
+    namespace = models.CharField(
+        max_length=255, help_text=_("What the key is a key of: a task's or a function's name.")
+    )
+    scope = models.CharField(
+        max_length=255,
+        blank=True,
+        default="",
+        help_text=_("Whose key it is, such as a tenant; others may use the same."),
+    )
+    key = models.CharField(max_length=255)
+    fingerprint = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        help_text=_("A digest of the arguments; the same key with others is refused."),
+    )
+    state = models.CharField(max_length=9, choices=State, default=State.COMPLETED)
+    result = models.BinaryField(null=True, help_text=_("As idempotency.results writes it."))
+    message_id = models.CharField(
+        max_length=255,
+        blank=True,
+        default="",
+        help_text=_("The Celery request that wrote the row; empty outside a worker."),
+    )
+    created_at = models.DateTimeField(help_text=_("When the operation began."))
+    finished_at = models.DateTimeField(null=True)
+    expires_at = models.DateTimeField(
+        null=True, help_text=_("From then on the key counts as absent.")
+    )
+
+    objects: ClassVar[IdempotencyKeyManager] = IdempotencyKeyManager()
+
+    class Meta:
+        verbose_name = _("idempotency key")
+        indexes: ClassVar = [models.Index("expires_at", name="idempotency_expires")]
+        constraints: ClassVar = [
+            # The key comes first: it alone is what people search for, and ids made in order of
+            # time keep the index local.
+            models.UniqueConstraint(
+                fields=["key", "namespace", "scope"], name="idempotency_key_namespace_scope"
+            ),
+            models.CheckConstraint(
+                name="idempotency_state_times",
+                condition=Q(
+                    state="completed",
+                    result__isnull=False,
+                    finished_at__isnull=False,
+                    expires_at__isnull=False,
+                ),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.namespace} {self.key}"

@@ -1,0 +1,207 @@
+"""All SQL about keys. The database's clock decides, and inside a transaction it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from uuid import UUID
+
+from django.db import connections, models, router
+
+from idempotency import execution, keys
+from idempotency.calls import key_text
+from idempotency.conf import conf, duration
+from idempotency.exceptions import KeyInProgress
+
+if TYPE_CHECKING:
+    from idempotency.execution import Operation, Outcome
+    from idempotency.models import IdempotencyKey
+
+T = TypeVar("T")
+
+LOCK = "SELECT pg_try_advisory_xact_lock(%(lock)s), clock_timestamp()"
+
+FIND = """
+SELECT id, fingerprint, state, result, message_id, created_at, finished_at, expires_at
+FROM idempotency_idempotencykey
+WHERE key = %(key)s AND namespace = %(namespace)s AND scope = %(scope)s
+    AND expires_at > clock_timestamp()
+"""
+
+LIMIT_WAIT = """
+SELECT current_setting('lock_timeout'), set_config('lock_timeout', %(limit)s, true)
+"""
+
+WAIT = "SELECT pg_advisory_xact_lock(%(lock)s)"
+
+UNLIMIT_WAIT = "SELECT set_config('lock_timeout', %(limit)s, true)"
+
+# Replaces the row that the claim found, or one that has expired, and no other.
+COMPLETE = """
+INSERT INTO idempotency_idempotencykey AS stored (
+    namespace, scope, key, fingerprint, state, result, message_id,
+    created_at, finished_at, expires_at
+)
+VALUES (
+    %(namespace)s, %(scope)s, %(key)s, %(fingerprint)s, 'completed', %(result)s, %(message_id)s,
+    %(created_at)s, clock_timestamp(), clock_timestamp() + %(ttl)s
+)
+ON CONFLICT (key, namespace, scope) DO UPDATE SET
+    fingerprint = excluded.fingerprint, state = excluded.state, result = excluded.result,
+    message_id = excluded.message_id, created_at = excluded.created_at,
+    finished_at = excluded.finished_at, expires_at = excluded.expires_at
+WHERE stored.id = %(replaced)s OR stored.expires_at <= clock_timestamp()
+RETURNING id, finished_at, expires_at
+"""
+
+COLUMNS = (
+    "id",
+    "fingerprint",
+    "state",
+    "result",
+    "message_id",
+    "created_at",
+    "finished_at",
+    "expires_at",
+)
+
+LONGEST_WAIT = 2**31 - 1
+"""Milliseconds: the largest lock_timeout."""
+
+
+class Claim(NamedTuple):
+    """What a transaction got for an operation."""
+
+    held: bool
+    """It has the lock; nobody else executes the operation before it ends."""
+    began_at: datetime
+    found: IdempotencyKey | None
+    """The row of an execution that has committed, unless it has expired."""
+
+
+class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
+    """Keys. ``claim`` and ``complete`` belong in one transaction on this queryset's alias."""
+
+    def claim(self, operation: Operation) -> Claim:
+        """Take the operation's lock for this transaction, if it is free, and find its row.
+
+        With ``operation.wait`` it waits for the lock. Raises ``OperationalError`` (55P03) when
+        that is over in vain.
+        """
+        claim = self._claim(operation)
+        if claim.held or not operation.wait:
+            return claim
+        self._wait_for_lock(operation)
+        return self._claim(operation)
+
+    def complete(self, operation: Operation, claim: Claim, result: bytes) -> IdempotencyKey:
+        """Write the operation's row. Raises ``KeyInProgress`` if another has written it."""
+        parameters: dict[str, Any] = {
+            "namespace": operation.namespace,
+            "scope": operation.scope,
+            "key": operation.key,
+            "fingerprint": operation.fingerprint,
+            "result": result,
+            "message_id": operation.message_id,
+            "created_at": claim.began_at,
+            "ttl": operation.ttl,
+            "replaced": claim.found.pk if claim.found else None,
+        }
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(COMPLETE, parameters)
+            row = cursor.fetchone()
+        if row is None:
+            raise KeyInProgress(f"{operation} was executed without its lock: try again later.")
+        id, finished_at, expires_at = row
+        return self._record(
+            operation,
+            (
+                id,
+                operation.fingerprint,
+                self.model.State.COMPLETED,
+                result,
+                operation.message_id,
+                claim.began_at,
+                finished_at,
+                expires_at,
+            ),
+        )
+
+    def _claim(self, operation: Operation) -> Claim:
+        """Lock, then look: in two statements, because one sees only what had committed before it.
+
+        Both travel together where the driver lets them.
+        """
+        connection = connections[self.db]
+        parameters: dict[str, Any] = {
+            "lock": keys.lock_number(operation.namespace, operation.scope, operation.key),
+            "namespace": operation.namespace,
+            "scope": operation.scope,
+            "key": operation.key,
+        }
+        with connection.cursor() as cursor:
+            if connection.settings_dict["OPTIONS"].get("server_side_binding"):
+                cursor.execute(LOCK, parameters)
+                held, began_at = cursor.fetchone()
+                cursor.execute(FIND, parameters)
+            else:
+                cursor.execute(f"{LOCK};{FIND}", parameters)
+                held, began_at = cursor.fetchone()
+                cursor.nextset()
+            row = cursor.fetchone()
+        return Claim(held, began_at, row and self._record(operation, row))
+
+    def _wait_for_lock(self, operation: Operation) -> None:
+        """Wait under a lock_timeout that the body does not inherit."""
+        milliseconds = min(max(operation.wait // timedelta(milliseconds=1), 1), LONGEST_WAIT)
+        lock = keys.lock_number(operation.namespace, operation.scope, operation.key)
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(LIMIT_WAIT, {"limit": f"{milliseconds}ms"})
+            before, _ = cursor.fetchone()
+            cursor.execute(WAIT, {"lock": lock})
+            cursor.execute(UNLIMIT_WAIT, {"limit": before})
+
+    def _record(self, operation: Operation, row: tuple[Any, ...]) -> IdempotencyKey:
+        return self.model.from_db(
+            self.db,
+            ["namespace", "scope", "key", *COLUMNS],
+            [operation.namespace, operation.scope, operation.key, *row],
+        )
+
+
+class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)):  # type: ignore[misc]
+    """``IdempotencyKey.objects``."""
+
+    def run_once(
+        self,
+        key: str | int | UUID,
+        func: Callable[[], T],
+        *,
+        namespace: str,
+        scope: str = "",
+        fingerprint: Any = None,
+        ttl: float | timedelta | None = None,
+        wait: float | timedelta | None = None,
+        using: str | None = None,
+    ) -> Outcome[T]:
+        """Run ``func`` once per (namespace, scope, key): its effects and result are a transaction.
+
+        ``fingerprint``: any value that a duplicate must share, such as the arguments. ``ttl``:
+        seconds or timedelta for which duplicates are recognised (``IDEMPOTENCY_TTL``). ``wait``:
+        seconds or timedelta to wait for a twin that is executing; by default not at all.
+
+        Raises ``KeyMissing`` for an empty key, ``KeyInProgress``, ``KeyReused`` for another
+        fingerprint, ``ImproperlyUsed`` for a result that cannot be stored, and what ``func``
+        raises; after any of them nothing is written, and the next call runs it again.
+        """
+        alias = using or router.db_for_write(self.model)
+        operation = execution.Operation(
+            namespace=namespace,
+            scope=scope,
+            key=key_text(key, f"The key for {namespace!r}"),
+            ttl=conf.TTL if ttl is None else duration(ttl, "ttl"),
+            wait=timedelta(0) if wait is None else duration(wait, "wait", least=timedelta(0)),
+            fingerprint="" if fingerprint is None else keys.fingerprint(fingerprint),
+        )
+        return execution.run_once(self.using(alias), operation, func)
