@@ -19,7 +19,7 @@ def delivered(task_id: str, task: Task[..., Any], **_: Any) -> None:
     """Runs before the guard and in no transaction: a killed worker leaves this row."""
     if guard_of(task) is not None:
         delivery = Delivery.objects.create(message_id=task_id, worker_pid=os.getpid())
-        task.request.demo_delivery = delivery.pk
+        task.request.update(demo_delivery=delivery.pk)
 
 
 @receiver(executed, dispatch_uid="sample_project.demo.executed")

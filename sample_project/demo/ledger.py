@@ -78,7 +78,7 @@ def database_clock() -> datetime:
     """The moment from which a ledger counts: the database's clock, not this machine's."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
-        (moment,) = cursor.fetchone()
+        moment: datetime = cursor.fetchone()[0]
     return moment
 
 

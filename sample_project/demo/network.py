@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 
@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from django.db.models import QuerySet
     from kombu import Connection
-
-    from outbox.querysets import OutboxQuerySet
 
 
 class Network:
@@ -48,16 +47,16 @@ class Network:
 
     def is_quiet(self) -> bool:
         """Whether the broker holds nothing more to deliver, as far as it tells."""
-        channel = self._connection.default_channel
-        queue = current_app.amqp.queues[current_app.conf.task_default_queue](channel)
-        if queue.queue_declare().message_count:
+        channel: Any = self._connection.default_channel
+        queue: Any = current_app.amqp.queues[current_app.conf.task_default_queue]
+        if queue(channel).queue_declare().message_count:
             return False
         if self._connection.transport.driver_type == "redis":
             # What a worker, living or killed, has taken and not acknowledged.
             return not channel.client.hlen(channel.unacked_key)
         return True
 
-    def _published(self) -> OutboxQuerySet:
+    def _published(self) -> QuerySet[OutboxMessage]:
         return OutboxMessage.objects.filter(
             created_at__gte=self._since,
             published_at__isnull=False,

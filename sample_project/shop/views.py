@@ -18,7 +18,7 @@ from sample_project.shop.tasks import book_payment, write_receipt
 
 def place_order(form: OrderForm) -> Order:
     with transaction.atomic():
-        order = form.save()
+        order: Order = form.save()
         OutboxMessage.objects.enqueue(write_receipt.s(order.pk, order.customer))
         OutboxMessage.objects.enqueue(book_payment.s(order.pk, order.amount))
     return order

@@ -21,6 +21,9 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "idempotency",
     "outbox",
+    # Their models, for the tests of the documents, the shop and the demo's ledger.
+    "sample_project.shop",
+    "sample_project.demo",
     "tests.project",
 ]
 

@@ -110,7 +110,7 @@ class Command(BaseCommand):
         if "CELERY_BROKER_URL" not in os.environ:
             valkey = stack.enter_context(ValkeyServer())
             environment["CELERY_BROKER_URL"] = valkey.url
-            current_app.conf.broker_url = valkey.url
+            current_app.conf.update(broker_url=valkey.url)
             progress.say(f"Valkey runs on port {valkey.port}.")
         return environment
 
