@@ -9,3 +9,13 @@ class Effect(models.Model):
 
     def __str__(self) -> str:
         return self.label
+
+
+class Delivery(models.Model):
+    """One row for each time that a worker began a message, whatever became of it."""
+
+    message_id = models.UUIDField(db_index=True)
+    published_at = models.CharField(max_length=40, help_text="The relay's stamp on this publish.")
+
+    def __str__(self) -> str:
+        return str(self.message_id)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
+from outbox.models import OutboxMessage
 from tests.helpers import wait_for
 from tests.project.models import Effect
-from tests.project.tasks import record
+from tests.project.tasks import record, record_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,3 +85,22 @@ def test_a_child_gets_the_address_of_the_test_database(broker: Broker, children:
     child = children.start("shell", "django", "shell", "--command", NAME_OF_DATABASE)
     assert child.wait(timeout=30) == 0
     assert connection.settings_dict["NAME"] in child.output().splitlines()
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_the_relay_is_a_process_too(
+    broker: Broker,
+    start_worker: Callable[..., Process],
+    start_relay: Callable[..., Process],
+) -> None:
+    relay = start_relay()
+    with transaction.atomic():
+        message = OutboxMessage.objects.enqueue(record_once.s("guarded"))
+    worker = start_worker()
+    wait_for(
+        OutboxMessage.objects.filter(pk=message.pk, status="executed").exists,
+        message=lambda: relay.output() + worker.output(),
+    )
+    assert Effect.objects.filter(label="guarded").count() == 1
+    relay.terminate()
+    assert relay.wait(timeout=30) == 0
