@@ -56,7 +56,11 @@ class IdempotencyKey(models.Model):
 
     class Meta:
         verbose_name = _("idempotency key")
-        indexes: ClassVar = [models.Index("expires_at", name="idempotency_expires")]
+        indexes: ClassVar = [
+            models.Index("expires_at", name="idempotency_expires"),
+            # The admin's page of one namespace, newest first.
+            models.Index("namespace", "id", name="idempotency_namespace"),
+        ]
         constraints: ClassVar = [
             # The key comes first: it alone is what people search for, and ids made in order of
             # time keep the index local.

@@ -55,6 +55,21 @@ WHERE stored.id = %(replaced)s OR stored.expires_at <= clock_timestamp()
 RETURNING id, finished_at, expires_at
 """
 
+# SELECT DISTINCT would read the whole table.
+NAMESPACES = """
+WITH RECURSIVE names (name) AS (
+    (SELECT namespace FROM idempotency_idempotencykey ORDER BY namespace LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT namespace FROM idempotency_idempotencykey
+        WHERE namespace > name ORDER BY namespace LIMIT 1
+    )
+    FROM names
+    WHERE name IS NOT NULL
+)
+SELECT name FROM names WHERE name IS NOT NULL LIMIT %s
+"""
+
 COLUMNS = (
     "id",
     "fingerprint",
@@ -127,6 +142,15 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
                 expires_at,
             ),
         )
+
+    def namespaces(self, limit: int = 1000) -> list[str]:
+        """Return the namespaces in the whole table, in order, ``limit`` at most.
+
+        One step down the index for each, however many keys there are.
+        """
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(NAMESPACES, [limit])
+            return [name for (name,) in cursor]
 
     def _claim(self, operation: Operation) -> Claim:
         """Lock, then look: in two statements, because one sees only what had committed before it.

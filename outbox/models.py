@@ -125,6 +125,13 @@ class OutboxMessage(models.Model):
             models.Index("created_at", "id", name="outbox_created"),
             models.Index("status", "created_at", "id", name="outbox_status_created"),
             models.Index("task", "created_at", "id", name="outbox_task_created"),
+            # Holds only what is under way.
+            models.Index(
+                "created_at",
+                "id",
+                name="outbox_receipt_outstanding",
+                condition=Q(status="published", awaits_receipt=True),
+            ),
         ]
         constraints: ClassVar = [
             models.UniqueConstraint(

@@ -12,8 +12,8 @@ from asgiref.sync import sync_to_async
 from django.db import connections, models, router, transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
-from idempotency.decorators import guard_of
 
+from idempotency.decorators import guard_of
 from outbox import wire
 from outbox.conf import conf
 from outbox.exceptions import DuplicateKey, TransactionRequired
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 KEY_LENGTH = 255
 KEPT_ERRORS = 20
 ERROR_LENGTH = 1000
+RETRYABLE = ("dead", "failed", "expired")
+DISCARDABLE = ("pending", "dead", "failed")
 TRANSACTION_TIMEOUT_SINCE = 170000
 
 
@@ -92,6 +94,23 @@ class OutboxQuerySet(QuerySet):
     def dead(self) -> OutboxQuerySet:
         return self.filter(status="dead")
 
+    def retryable(self) -> OutboxQuerySet:
+        """What ``retry`` moves."""
+        return self.filter(status__in=RETRYABLE)
+
+    def discardable(self) -> OutboxQuerySet:
+        """What ``discard`` moves."""
+        return self.filter(status__in=DISCARDABLE)
+
+    def task_names(self, limit: int = 1000) -> list[str]:
+        """Return the tasks' names in the whole table, in order, ``limit`` at most.
+
+        One step down the index for each name, however many messages there are.
+        """
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(TASK_NAMES, [limit])
+            return [name for (name,) in cursor]
+
     def retry(self) -> int:
         """Make the dead, failed and expired messages of this queryset pending again.
 
@@ -99,7 +118,7 @@ class OutboxQuerySet(QuerySet):
         Returns how many moved.
         """
         return self._move(
-            ("dead", "failed", "expired"),
+            RETRYABLE,
             status="pending",
             attempts=0,
             available_at=Now(),
@@ -112,7 +131,7 @@ class OutboxQuerySet(QuerySet):
 
         A row that a relay holds at this moment is skipped. Returns how many moved.
         """
-        return self._move(("pending", "dead", "failed"), status="discarded", available_at=None)
+        return self._move(DISCARDABLE, status="discarded", available_at=None)
 
     def _move(self, states: tuple[str, ...], **changes: Any) -> int:
         alias = self._db or router.db_for_write(self.model)
@@ -358,6 +377,18 @@ INSERT_ROW = """(
 )"""
 
 ON_CONFLICT = "ON CONFLICT (key, task) WHERE key <> '' DO NOTHING"
+
+# SELECT DISTINCT would read the whole table.
+TASK_NAMES = """
+WITH RECURSIVE names (name) AS (
+    (SELECT task FROM outbox_outboxmessage ORDER BY task LIMIT 1)
+    UNION ALL
+    SELECT (SELECT task FROM outbox_outboxmessage WHERE task > name ORDER BY task LIMIT 1)
+    FROM names
+    WHERE name IS NOT NULL
+)
+SELECT name FROM names WHERE name IS NOT NULL LIMIT %s
+"""
 
 # statement_timestamp(), because clock_timestamp() is volatile and never an index condition.
 CLAIM = """
