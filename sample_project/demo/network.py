@@ -37,8 +37,9 @@ class Network:
             self._publish(message)
 
     def repeat_rare(self, fewest: int) -> int:
-        """Repeat what was delivered fewer than ``fewest`` times; return how many messages."""
+        """Repeat what a worker finished fewer than ``fewest`` times; return how many messages."""
         deliveries = Delivery.objects.filter(received_at__gte=self._since)
+        deliveries = deliveries.exclude(outcome=Delivery.Outcome.NONE)
         count = Counter(deliveries.values_list("message_id", flat=True))
         rare = [message for message in self._published() if count[str(message.pk)] < fewest]
         for message in rare:
@@ -57,11 +58,12 @@ class Network:
         return True
 
     def _published(self) -> QuerySet[OutboxMessage]:
-        return OutboxMessage.objects.filter(
+        messages: QuerySet[OutboxMessage] = OutboxMessage.objects.filter(
             created_at__gte=self._since,
             published_at__isnull=False,
             task__startswith="sample_project.shop.",
         )
+        return messages
 
     def _publish(self, message: OutboxMessage) -> None:
         self._producer.publish(

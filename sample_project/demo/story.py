@@ -37,7 +37,7 @@ class Story:
         self._since = ledger.database_clock()
         self._clients = Clients(port)
         self._network = Network(self._since)
-        self._delivered_at = time.monotonic()
+        self._busy_at = time.monotonic()
         self.ledger = ledger.read(self._since)
 
     def play(self) -> None:
@@ -94,13 +94,17 @@ class Story:
         self._progress.say(f"{waiting} messages wait for it, committed. A new relay starts.")
 
     def _is_done(self) -> bool:
-        if time.monotonic() - self._delivered_at < QUIET_FOR or not self._network.is_quiet():
+        if not self._network.is_quiet():
+            self._busy_at = time.monotonic()
+        if time.monotonic() - self._busy_at < QUIET_FOR:
             return False
         rare = self._network.repeat_rare(ledger.FEWEST_DELIVERIES)
         if rare:
-            # Redis and Valkey: what a killed worker had taken, and not yet noted as taken, is lost.
-            self._delivered_at = time.monotonic()
-            self._progress.say(f"The broker lost a copy of {rare} with the killed worker: again.")
+            self._busy_at = time.monotonic()
+            self._progress.say(
+                f"A copy of {rare} is lost: on Redis and Valkey a killed worker takes along what "
+                "it had popped and not yet noted. The network delivers it again."
+            )
         return not rare and self.ledger.executed >= self.ledger.messages
 
     def _web_answers(self) -> bool:
@@ -130,7 +134,7 @@ class Story:
         self._network.repeat()
         now: Ledger = ledger.read(self._since)
         if now.deliveries != self.ledger.deliveries:
-            self._delivered_at = time.monotonic()
+            self._busy_at = time.monotonic()
         self.ledger = now
         if now.orders:
             self._show(now)

@@ -19,7 +19,9 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.core.management.utils import get_random_secret_key
+from django.db import Error
 from environ import Env
+from kombu.exceptions import OperationalError
 
 from sample_project.demo.cast import Cast, ProcessEnded
 from sample_project.demo.client import OrderRefused
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 ADMIN = "demo"
 # A killed worker's messages come back after so many seconds, so that nobody has to wait for them.
 VISIBILITY_TIMEOUT = 5
+# Each says what happened: a server that is missing or does not start, or that does not answer.
+ANTICIPATED = (ServerMissing, RuntimeError, Error, OperationalError, ProcessEnded, OrderRefused)
 
 
 class Command(BaseCommand):
@@ -59,8 +63,8 @@ class Command(BaseCommand):
         try:
             with ExitStack() as stack:
                 self._run(stack, Progress(sys.stdout), orders, leave=leave)
-        except (ServerMissing, ProcessEnded, OrderRefused) as error:
-            raise CommandError(str(error)) from error
+        except ANTICIPATED as error:
+            raise CommandError(str(error).strip()) from error
 
     def _run(self, stack: ExitStack, progress: Progress, orders: int, *, leave: bool) -> None:
         environment = self._servers(stack, progress)
