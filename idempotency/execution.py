@@ -91,7 +91,7 @@ def run_once(
             claim = records.claim(operation)
             if not claim.held:
                 raise KeyInProgress(f"{operation} is being executed: try again later.")
-            if claim.found is not None:
+            if claim.found is not None and not claim.expired:
                 _require_same_fingerprint(operation, claim.found)
                 if on_completed == "replay":
                     return _replay(records, operation, claim.found)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
-from django.db import connections, models, router
+from django.db import IntegrityError, connections, models, router
 
 from idempotency import execution, keys
 from idempotency.calls import key_text
@@ -23,10 +23,11 @@ T = TypeVar("T")
 LOCK = "SELECT pg_try_advisory_xact_lock(%(lock)s), clock_timestamp()"
 
 FIND = """
-SELECT id, fingerprint, state, result, message_id, created_at, finished_at, expires_at
+SELECT
+    expires_at <= clock_timestamp(),
+    id, fingerprint, state, result, message_id, created_at, finished_at, expires_at
 FROM idempotency_idempotencykey
 WHERE key = %(key)s AND namespace = %(namespace)s AND scope = %(scope)s
-    AND expires_at > clock_timestamp()
 """
 
 LIMIT_WAIT = """
@@ -37,7 +38,7 @@ WAIT = "SELECT pg_advisory_xact_lock(%(lock)s)"
 
 UNLIMIT_WAIT = "SELECT set_config('lock_timeout', %(limit)s, true)"
 
-# Replaces the row that the claim found, or one that has expired, and no other.
+# Plain where there was no row: ON CONFLICT would cost a third more.
 COMPLETE = """
 INSERT INTO idempotency_idempotencykey AS stored (
     namespace, scope, key, fingerprint, state, result, message_id,
@@ -47,13 +48,22 @@ VALUES (
     %(namespace)s, %(scope)s, %(key)s, %(fingerprint)s, 'completed', %(result)s, %(message_id)s,
     %(created_at)s, clock_timestamp(), clock_timestamp() + %(ttl)s
 )
+{replace}
+RETURNING id, finished_at, expires_at
+"""
+
+INSERT = COMPLETE.format(replace="")
+
+# The row that the claim saw, or none if it was purged meanwhile, and no other.
+REPLACE = COMPLETE.format(
+    replace="""
 ON CONFLICT (key, namespace, scope) DO UPDATE SET
     fingerprint = excluded.fingerprint, state = excluded.state, result = excluded.result,
     message_id = excluded.message_id, created_at = excluded.created_at,
     finished_at = excluded.finished_at, expires_at = excluded.expires_at
-WHERE stored.id = %(replaced)s OR stored.expires_at <= clock_timestamp()
-RETURNING id, finished_at, expires_at
+WHERE stored.id = %(replaced)s
 """
+)
 
 # SELECT DISTINCT would read the whole table.
 NAMESPACES = """
@@ -81,6 +91,8 @@ COLUMNS = (
     "expires_at",
 )
 
+UNIQUE_VIOLATION = "23505"
+
 LONGEST_WAIT = 2**31 - 1
 """Milliseconds: the largest lock_timeout."""
 
@@ -92,7 +104,9 @@ class Claim(NamedTuple):
     """It has the lock; nobody else executes the operation before it ends."""
     began_at: datetime
     found: IdempotencyKey | None
-    """The row of an execution that has committed, unless it has expired."""
+    """The row of an execution that has committed."""
+    expired: bool
+    """``found`` is too old to be recognised, and is only there to be replaced."""
 
 
 class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
@@ -111,7 +125,11 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
         return self._claim(operation)
 
     def complete(self, operation: Operation, claim: Claim, result: bytes) -> IdempotencyKey:
-        """Write the operation's row. Raises ``KeyInProgress`` if another has written it."""
+        """Write the operation's row, in the place of what the claim found.
+
+        Raises ``KeyInProgress`` if somebody has written it since, which the lock prevents but
+        for a snapshot that is older than the lock (REPEATABLE READ).
+        """
         parameters: dict[str, Any] = {
             "namespace": operation.namespace,
             "scope": operation.scope,
@@ -124,10 +142,15 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             "replaced": claim.found.pk if claim.found else None,
         }
         with connections[self.db].cursor() as cursor:
-            cursor.execute(COMPLETE, parameters)
+            try:
+                cursor.execute(REPLACE if claim.found else INSERT, parameters)
+            except IntegrityError as error:
+                if getattr(error.__cause__, "sqlstate", None) != UNIQUE_VIOLATION:
+                    raise
+                raise written_meanwhile(operation) from error
             row = cursor.fetchone()
         if row is None:
-            raise KeyInProgress(f"{operation} was executed without its lock: try again later.")
+            raise written_meanwhile(operation)
         id, finished_at, expires_at = row
         return self._record(
             operation,
@@ -142,15 +165,6 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
                 expires_at,
             ),
         )
-
-    def namespaces(self, limit: int = 1000) -> list[str]:
-        """Return the namespaces in the whole table, in order, ``limit`` at most.
-
-        One step down the index for each, however many keys there are.
-        """
-        with connections[self.db].cursor() as cursor:
-            cursor.execute(NAMESPACES, [limit])
-            return [name for (name,) in cursor]
 
     def _claim(self, operation: Operation) -> Claim:
         """Lock, then look: in two statements, because one sees only what had committed before it.
@@ -174,7 +188,10 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
                 held, began_at = cursor.fetchone()
                 cursor.nextset()
             row = cursor.fetchone()
-        return Claim(held, began_at, row and self._record(operation, row))
+        if row is None:
+            return Claim(held, began_at, None, expired=False)
+        expired, *values = row
+        return Claim(held, began_at, self._record(operation, values), expired)
 
     def _wait_for_lock(self, operation: Operation) -> None:
         """Wait under a lock_timeout that the body does not inherit."""
@@ -186,7 +203,7 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             cursor.execute(WAIT, {"lock": lock})
             cursor.execute(UNLIMIT_WAIT, {"limit": before})
 
-    def _record(self, operation: Operation, row: tuple[Any, ...]) -> IdempotencyKey:
+    def _record(self, operation: Operation, row: Sequence[Any]) -> IdempotencyKey:
         return self.model.from_db(
             self.db,
             ["namespace", "scope", "key", *COLUMNS],
@@ -229,3 +246,7 @@ class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)
             fingerprint="" if fingerprint is None else keys.fingerprint(fingerprint),
         )
         return execution.run_once(self.using(alias), operation, func)
+
+
+def written_meanwhile(operation: Operation) -> KeyInProgress:
+    return KeyInProgress(f"{operation} was executed by another meanwhile: try again later.")
