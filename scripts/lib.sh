@@ -24,19 +24,16 @@ quietly() {
 
 can_install() { [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; }
 
-# apt_install <packages...>, without starting any daemon that a package brings.
-apt_install() {
-    local policy=/usr/sbin/policy-rc.d made_policy="" status=0
+# apt_install <packages...>, without starting any daemon that a package brings. In a subshell, so
+# that the policy goes away however this ends.
+apt_install() (
+    policy=/usr/sbin/policy-rc.d
     if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod +x "$policy"
-        made_policy=yes
     fi
     export DEBIAN_FRONTEND=noninteractive
-    { quietly apt-update apt-get -q update &&
-        quietly apt-install apt-get -q install -y --no-install-recommends "$@"; } || status=$?
-    if [ -n "$made_policy" ]; then
-        rm -f "$policy"
-    fi
-    return "$status"
-}
+    quietly apt-update apt-get -q update &&
+        quietly apt-install apt-get -q install -y --no-install-recommends "$@"
+)
