@@ -87,14 +87,14 @@ def run_once(
     """
     in_body = False
     try:
-        with _not_reentrant(records.db, operation), transaction.atomic(using=records.db):
+        with transaction.atomic(using=records.db), _not_reentrant(records.db, operation):
             claim = records.claim(operation)
-            if not claim.held:
-                raise KeyInProgress(f"{operation} is being executed: try again later.")
-            if claim.found is not None and not claim.expired:
-                _require_same_fingerprint(operation, claim.found)
+            if not claim.held and (claim.completed is None or on_completed == "execute"):
+                claim = records.wait(operation)
+            if claim.completed is not None:
+                _require_same_fingerprint(operation, claim.completed)
                 if on_completed == "replay":
-                    return _replay(records, operation, claim.found)
+                    return _replay(records, operation, claim.completed)
                 if on_completed == "raise":
                     raise KeyReused(f"{operation} has been executed before.")
             in_body = True

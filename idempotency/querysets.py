@@ -108,21 +108,59 @@ class Claim(NamedTuple):
     expired: bool
     """``found`` is too old to be recognised, and is only there to be replaced."""
 
+    @property
+    def completed(self) -> IdempotencyKey | None:
+        """The row that makes this operation a duplicate."""
+        return None if self.expired else self.found
+
 
 class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
-    """Keys. ``claim`` and ``complete`` belong in one transaction on this queryset's alias."""
+    """Keys. ``claim``, ``wait`` and ``complete`` belong in one transaction on this alias."""
 
     def claim(self, operation: Operation) -> Claim:
         """Take the operation's lock for this transaction, if it is free, and find its row.
 
-        With ``operation.wait`` it waits for the lock. Raises ``OperationalError`` (55P03) when
-        that is over in vain.
+        Lock, then look, in two statements: one sees only what had committed before it began.
+        Both travel together where the driver lets them.
         """
-        claim = self._claim(operation)
-        if claim.held or not operation.wait:
-            return claim
-        self._wait_for_lock(operation)
-        return self._claim(operation)
+        connection = connections[self.db]
+        parameters: dict[str, Any] = {
+            "lock": keys.lock_number(operation.namespace, operation.scope, operation.key),
+            "namespace": operation.namespace,
+            "scope": operation.scope,
+            "key": operation.key,
+        }
+        with connection.cursor() as cursor:
+            if connection.settings_dict["OPTIONS"].get("server_side_binding"):
+                cursor.execute(LOCK, parameters)
+                held, began_at = cursor.fetchone()
+                cursor.execute(FIND, parameters)
+            else:
+                cursor.execute(f"{LOCK};{FIND}", parameters)
+                held, began_at = cursor.fetchone()
+                cursor.nextset()
+            row = cursor.fetchone()
+        if row is None:
+            return Claim(held, began_at, None, expired=False)
+        expired, *values = row
+        return Claim(held, began_at, self._record(operation, values), expired)
+
+    def wait(self, operation: Operation) -> Claim:
+        """Claim once the transaction that has the lock is over; the body inherits no lock_timeout.
+
+        Raises ``KeyInProgress`` at once without ``operation.wait``, and ``OperationalError``
+        (55P03) if the wait is in vain.
+        """
+        if not operation.wait:
+            raise KeyInProgress(f"{operation} is being executed: try again later.")
+        milliseconds = min(max(operation.wait // timedelta(milliseconds=1), 1), LONGEST_WAIT)
+        lock = keys.lock_number(operation.namespace, operation.scope, operation.key)
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(LIMIT_WAIT, {"limit": f"{milliseconds}ms"})
+            before, _ = cursor.fetchone()
+            cursor.execute(WAIT, {"lock": lock})
+            cursor.execute(UNLIMIT_WAIT, {"limit": before})
+        return self.claim(operation)
 
     def complete(self, operation: Operation, claim: Claim, result: bytes) -> IdempotencyKey:
         """Write the operation's row, in the place of what the claim found.
@@ -165,43 +203,6 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
                 expires_at,
             ),
         )
-
-    def _claim(self, operation: Operation) -> Claim:
-        """Lock, then look: in two statements, because one sees only what had committed before it.
-
-        Both travel together where the driver lets them.
-        """
-        connection = connections[self.db]
-        parameters: dict[str, Any] = {
-            "lock": keys.lock_number(operation.namespace, operation.scope, operation.key),
-            "namespace": operation.namespace,
-            "scope": operation.scope,
-            "key": operation.key,
-        }
-        with connection.cursor() as cursor:
-            if connection.settings_dict["OPTIONS"].get("server_side_binding"):
-                cursor.execute(LOCK, parameters)
-                held, began_at = cursor.fetchone()
-                cursor.execute(FIND, parameters)
-            else:
-                cursor.execute(f"{LOCK};{FIND}", parameters)
-                held, began_at = cursor.fetchone()
-                cursor.nextset()
-            row = cursor.fetchone()
-        if row is None:
-            return Claim(held, began_at, None, expired=False)
-        expired, *values = row
-        return Claim(held, began_at, self._record(operation, values), expired)
-
-    def _wait_for_lock(self, operation: Operation) -> None:
-        """Wait under a lock_timeout that the body does not inherit."""
-        milliseconds = min(max(operation.wait // timedelta(milliseconds=1), 1), LONGEST_WAIT)
-        lock = keys.lock_number(operation.namespace, operation.scope, operation.key)
-        with connections[self.db].cursor() as cursor:
-            cursor.execute(LIMIT_WAIT, {"limit": f"{milliseconds}ms"})
-            before, _ = cursor.fetchone()
-            cursor.execute(WAIT, {"lock": lock})
-            cursor.execute(UNLIMIT_WAIT, {"limit": before})
 
     def _record(self, operation: Operation, row: Sequence[Any]) -> IdempotencyKey:
         return self.model.from_db(
