@@ -10,7 +10,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from celery import current_app
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
 
 from outbox import wire
 from outbox.conf import conf
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 # Shortest upper bound of the wait before an unavailable broker or database is tried again.
 FIRST_WAIT = timedelta(milliseconds=500)
 LONGEST_WAIT = timedelta(seconds=10)
+# InternalError: that is how PostgreSQL ends the session of a relay that outstayed its claim.
+DATABASE_OUTAGES = (OperationalError, InterfaceError, InternalError)
 # Publishing ends before the server would end the session of a relay that holds its claim too long.
 PUBLISH_SHARE = 2 / 3
 
@@ -56,7 +58,7 @@ class Relay:
         """``batch_size``: most messages in a batch; ``OUTBOX_BATCH_SIZE`` unless given."""
         self.using = using
         self.batch_size = batch_size
-        self.publisher = Publisher(current_app)
+        self.publisher = Publisher(current_app, self._publish_timeout)
 
     def run_once(self) -> RelayResult:
         """Claim one batch, publish it, settle it. An empty result: nothing was due.
@@ -73,9 +75,7 @@ class Relay:
                 return RelayResult()
             expired = [message.id for message in claim if message.expired]
             outgoing = [_outgoing(message) for message in claim if not message.expired]
-            published = self.publisher.publish(
-                outgoing, conf.CLAIM_TIMEOUT.total_seconds() * PUBLISH_SHARE
-            )
+            published = self.publisher.publish(outgoing, self._publish_timeout)
             result = self._settle(published, expired)
         self._report(published)
         if published.unavailable:
@@ -107,7 +107,7 @@ class Relay:
                 result = self.run_once()
             except BrokerUnavailable as error:
                 stop.wait(outage.goes_on(f"The broker is unavailable: {error}"))
-            except (OperationalError, InterfaceError) as error:
+            except DATABASE_OUTAGES as error:
                 connections[self.using].close()
                 stop.wait(outage.goes_on(f"The database is unavailable: {_first_line(error)}"))
             else:
@@ -118,6 +118,11 @@ class Relay:
     def close(self) -> None:
         """Close the connection to the broker."""
         self.publisher.close()
+
+    @property
+    def _publish_timeout(self) -> float:
+        seconds: float = conf.CLAIM_TIMEOUT.total_seconds()
+        return seconds * PUBLISH_SHARE
 
     def _settle(self, published: Published, expired: list[UUID]) -> RelayResult:
         messages = OutboxMessage.objects.using(self.using)
