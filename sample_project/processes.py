@@ -135,6 +135,12 @@ class Process:
         if self.running:
             os.killpg(self.pid, number)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has frozen the process."""
+        how = os.WSTOPPED | os.WNOWAIT | os.WNOHANG
+        return self.running and os.waitid(os.P_PID, self.pid, how) is not None
+
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
