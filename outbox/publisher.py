@@ -82,8 +82,10 @@ class Publisher:
     by one. Not to be shared between threads.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, write_timeout: float = 20) -> None:
+        """``write_timeout``: seconds after which a broker that stops reading is given up."""
         self.app = app
+        self.write_timeout = write_timeout
         self._link: _Link | None = None
 
     def connect(self) -> None:
@@ -128,7 +130,7 @@ class Publisher:
 
     def _connected(self) -> _Link:
         if self._link is None:
-            self._link = _connect(self.app)
+            self._link = _connect(self.app, self.write_timeout)
         return self._link
 
     def _reconnect(self, error: Exception) -> None:
@@ -253,11 +255,10 @@ class _ConfirmingLink(_Link):
 
     def _publish_unconfirmed(self, message: Outgoing, result: Published, deadline: float) -> None:
         tag = self._last_tag + 1
-        seconds = _remaining(deadline)
         result.in_doubt[message.id] = message
         self._unconfirmed.append((tag, message.id))
         try:
-            self._send(message, mandatory=True, timeout=seconds)
+            self._send(message, mandatory=True)
         except Exception as error:
             # The broker's errors come up in whichever call is under way. What is left is this
             # message's own: it could not be encoded, and nothing of it was sent.
@@ -308,9 +309,10 @@ class _ConfirmingLink(_Link):
         )
 
 
-def _connect(app: Celery) -> _Link:
+def _connect(app: Celery, write_timeout: float) -> _Link:
     # A connection that waits for each single confirm would make pipelining pointless.
-    connection = app.connection_for_write(transport_options={"confirm_publish": False})
+    options = {"confirm_publish": False, "write_timeout": write_timeout}
+    connection = app.connection_for_write(transport_options=options)
     try:
         connection.ensure_connection(
             max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0

@@ -12,10 +12,11 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from json import JSONDecoder
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -29,7 +30,7 @@ from kombu import Producer, serialization
 from kombu.compression import decompress
 from kombu.exceptions import SerializationError
 from kombu.utils.json import dumps as json_dumps
-from kombu.utils.json import loads as json_loads
+from kombu.utils.json import object_hook
 
 from outbox.exceptions import UnserializableArgument, UnsupportedSignature
 
@@ -51,6 +52,9 @@ __all__ = [
 MAX_HEADERS_BYTES = 120 * 1024
 MAX_SHORT_STRING_BYTES = 255
 AMQP_INTEGERS = range(-(2**63), 2**63)
+
+# kombu.utils.json.loads() makes a decoder each time, which costs more than the decoding.
+json_loads: Callable[[str], Any] = JSONDecoder(object_hook=object_hook).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,24 +380,16 @@ class _CapturingChannel:
             # Counts from the publish, which is the relay's moment; the header is absolute.
             properties.pop("expiration", None)
             expires_at = maybe_make_aware(expires_at, self.app.timezone)
-        size = sum(
-            _short_string(str(name), f"{task}: the header name {name!r}")
-            + _wire_size(value, f"{task}: header {name!r}", self.amqp)
-            for name, value in headers.items()
-        ) + sum(
-            _short_string(value, f"{task}: property {name!r}")
-            if isinstance(value, str)
-            else _wire_size(value, f"{task}: property {name!r}", self.amqp)
-            for name, value in properties.items()
-        )
+        size = _size_of(headers, f"{task}: header", amqp=self.amqp)
+        size += _size_of(properties, f"{task}: property", amqp=self.amqp, short=True)
         if size > MAX_HEADERS_BYTES:
             raise UnserializableArgument(
                 f"{task}: headers and properties are {size:,} bytes on the wire; a broker closes "
                 f"the connection above {MAX_HEADERS_BYTES:,}. Put large values into arguments."
             )
         exchange, routing_key = self.target
-        for name, text in (("exchange", exchange), ("routing key", routing_key)):
-            _short_string(text, f"{task}: {name}")
+        target = {"exchange": exchange, "routing key": routing_key, "name": task}
+        _size_of(target, f"{task}: the task's", amqp=self.amqp, short=True)
         return WireMessage(
             task,
             body,
@@ -408,42 +404,51 @@ class _CapturingChannel:
         )
 
 
-def _short_string(text: str, where: str) -> int:
-    size = len(text.encode())
-    if size > MAX_SHORT_STRING_BYTES:
-        raise UnserializableArgument(
-            f"{where} is {size} bytes long; the wire takes {MAX_SHORT_STRING_BYTES}."
-        )
-    return size + 1
+class _Refused(ValueError):
+    """Why a value cannot be sent, to be completed with where it is."""
 
 
-def _wire_size(value: Any, where: str, amqp: bool) -> int:
-    """Return the AMQP size of a header in bytes, refusing what a broker does not survive."""
-    if isinstance(value, (list, tuple)):
-        return 5 + sum(_wire_size(item, where, amqp) for item in value)
-    if isinstance(value, Mapping):
-        return 5 + sum(
-            _short_string(str(name), f"{where}: the name {name!r}") + _wire_size(item, where, amqp)
-            for name, item in value.items()
-        )
+def _size_of(values: Mapping[str, Any], where: str, *, amqp: bool, short: bool = False) -> int:
+    """Return the AMQP size of headers in bytes, refusing what a broker does not survive."""
+    size = 0
+    for name, value in values.items():
+        try:
+            size += _short_size(name) + (_short_size(value) if short else _size(value, amqp))
+        except _Refused as error:
+            raise UnserializableArgument(f"{where} {name[:64]!r} {error}") from None
+    return size
+
+
+def _size(value: Any, amqp: bool) -> int:
     if isinstance(value, str):
         return len(value.encode()) + 5
+    if value is None or value is True or value is False:
+        return 2
+    if isinstance(value, (list, tuple)):
+        return 5 + sum(_size(item, amqp) for item in value)
+    if isinstance(value, Mapping):
+        return 5 + sum(_short_size(name) + _size(item, amqp) for name, item in value.items())
     if isinstance(value, bytes):
         return len(value) + 5
-    _check_scalar(value, where, amqp)
+    _check_scalar(value, amqp)
     return 9
 
 
-def _check_scalar(value: Any, where: str, amqp: bool) -> None:
-    if value is None or isinstance(value, (bool, datetime)):
-        return
+def _short_size(text: object) -> int:
+    size = len(str(text).encode())
+    if size > MAX_SHORT_STRING_BYTES:
+        raise _Refused(f"is or holds a name of {size} bytes; at most {MAX_SHORT_STRING_BYTES} fit.")
+    return size + 1
+
+
+def _check_scalar(value: Any, amqp: bool) -> None:
     if isinstance(value, int):
         if value not in AMQP_INTEGERS:
-            raise UnserializableArgument(f"{where} does not fit into 64 bits: {value}.")
+            raise _Refused(f"does not fit into 64 bits: {value}.")
     elif isinstance(value, (float, Decimal)):
         if not math.isfinite(value):
-            raise UnserializableArgument(f"{where} is {value}; only finite numbers are sent.")
-    elif amqp or not isinstance(value, (date, UUID)):
-        raise UnserializableArgument(
-            f"{where} is of type {type(value).__name__}, which this broker's protocol cannot carry."
+            raise _Refused(f"is {value}; only finite numbers are sent.")
+    elif not isinstance(value, datetime) and (amqp or not isinstance(value, (date, UUID))):
+        raise _Refused(
+            f"is of type {type(value).__name__}, which this broker's protocol cannot carry."
         )

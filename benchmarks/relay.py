@@ -1,0 +1,93 @@
+"""The relay against its floor: the same prebuilt messages, no database, confirms collected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.harness import Ratio, project, seconds
+
+MESSAGES = 20_000
+
+
+def relay(broker: str = "rabbitmq", rounds: int = 5) -> list[Ratio]:
+    """Drain rows with one relay; publish the same messages with kombu alone; compare the rates."""
+    with project(broker):
+        from celery import current_app
+        from django.db import transaction
+
+        from outbox.models import OutboxMessage
+        from outbox.relay import Relay
+        from tests.project.tasks import record
+
+        drain = Relay()
+        drain.run_once()
+        ratios = []
+        for _ in range(rounds):
+            with transaction.atomic():
+                for _ in range(MESSAGES // 1000):
+                    messages = [record.s(str(i)) for i in range(1000)]
+                    OutboxMessage.objects.enqueue_many(messages)
+            prebuilt = list(OutboxMessage.objects.pending().iterator())
+            ours = seconds(drain.drain)
+            assert not OutboxMessage.objects.pending().exists()
+            assert _waiting(current_app) == MESSAGES
+            floor = seconds(lambda messages=prebuilt: _floor(current_app, messages))
+            assert _waiting(current_app) == MESSAGES
+            print(f"  relay {MESSAGES / ours:,.0f}/s   floor {MESSAGES / floor:,.0f}/s")
+            ratios.append(floor / ours)
+        drain.close()
+    return [Ratio(f"relay to {broker}, rate over kombu's without a database", tuple(ratios))]
+
+
+def _floor(app: Any, messages: list[Any]) -> None:
+    from kombu import Producer
+
+    with app.connection_for_write(transport_options={"confirm_publish": False}) as connection:
+        channel: Any = connection.channel()
+        producer: Any = Producer(channel, auto_declare=False)
+        if connection.transport.driver_type == "amqp":
+            _publish_confirmed(connection, channel, producer, messages)
+        else:
+            with producer.batch():
+                _publish(producer, messages)
+
+
+def _publish_confirmed(connection: Any, channel: Any, producer: Any, messages: list[Any]) -> None:
+    last = 0
+
+    def on_ack(tag: int, multiple: bool) -> None:
+        nonlocal last, singles
+        if multiple:
+            singles = {single for single in singles if single > tag}
+            last = tag
+        else:
+            singles.add(tag)
+        while last + 1 in singles:
+            last += 1
+            singles.remove(last)
+
+    singles: set[int] = set()
+    channel.confirm_select()
+    channel.events["basic_ack"].add(on_ack)
+    _publish(producer, messages)
+    while last < len(messages):
+        connection.drain_events(timeout=30)
+
+
+def _publish(producer: Any, messages: list[Any]) -> None:
+    for message in messages:
+        producer.publish(
+            message.body,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            headers=message.headers,
+            mandatory=True,
+            **message.properties,
+        )
+
+
+def _waiting(app: Any) -> int:
+    """Return how many messages are in the queue, and empty it."""
+    with app.connection_for_write() as connection:
+        queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())
+        return int(queue.purge())

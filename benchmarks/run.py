@@ -1,0 +1,38 @@
+"""``python -m benchmarks.run [name ...]``: run the benchmarks and print their ratios."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from benchmarks.enqueue import enqueue
+from benchmarks.harness import Ratio
+from benchmarks.relay import relay
+
+BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {
+    "relay-rabbitmq": lambda: relay("rabbitmq"),
+    "relay-valkey": lambda: relay("valkey"),
+    "enqueue": enqueue,
+}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        print(f"No benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}.")
+        return 2
+    if len(names) == 1:
+        for ratio in BENCHMARKS[names[0]]():
+            print(ratio, flush=True)
+        return 0
+    # A process each: Django and Celery are set up for one broker in each.
+    status = 0
+    for name in names or list(BENCHMARKS):
+        print(f"{name}:", flush=True)
+        status |= subprocess.run([sys.executable, "-m", "benchmarks.run", name], check=False).returncode
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
