@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from django.db import OperationalError, transaction
 
@@ -72,12 +72,24 @@ class Outcome(Generic[T]):
     replayed: bool
 
 
+class Codec(Protocol[T]):
+    """How a kind of result becomes bytes and comes back; ``results`` is one.
+
+    ``loads`` raises ``ResultUnavailable`` for what another codec has written.
+    """
+
+    def dumps(self, value: T, /) -> bytes: ...
+
+    def loads(self, stored: bytes, /) -> T: ...
+
+
 def run_once(
     records: IdempotencyKeyQuerySet,
     operation: Operation,
     body: Callable[[], T],
     *,
     on_completed: OnCompleted = "replay",
+    codec: Codec[T] = results,
 ) -> Outcome[T]:
     """Run ``body`` unless the operation has run before; then return what it gave.
 
@@ -94,13 +106,13 @@ def run_once(
             if claim.completed is not None:
                 _require_same_fingerprint(operation, claim.completed)
                 if on_completed == "replay":
-                    return _replay(records, operation, claim.completed)
+                    return _replay(records, operation, claim.completed, codec)
                 if on_completed == "raise":
                     raise KeyReused(f"{operation} has been executed before.")
             in_body = True
             value = body()
             in_body = False
-            record = records.complete(operation, claim, results.dumps(value))
+            record = records.complete(operation, claim, codec.dumps(value))
             _tell(executed, records, operation, record)
             return Outcome(value, replayed=False)
     except OperationalError as error:
@@ -112,9 +124,9 @@ def run_once(
 
 
 def _replay(
-    records: IdempotencyKeyQuerySet, operation: Operation, found: IdempotencyKey
+    records: IdempotencyKeyQuerySet, operation: Operation, found: IdempotencyKey, codec: Codec[T]
 ) -> Outcome[T]:
-    value: T = results.loads(bytes(found.result or b""))
+    value = codec.loads(bytes(found.result or b""))
     _tell(replayed, records, operation, found)
     return Outcome(value, replayed=True)
 
