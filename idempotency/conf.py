@@ -70,7 +70,7 @@ class AppSettings:
         ):
             return f"{self.PREFIX}{name} must be {wanted}, not {value!r}."
         zero: Any = timedelta(0) if isinstance(value, timedelta) else 0
-        if not isinstance(value, (bool, str)) and value <= zero:
+        if not isinstance(value, (bool, str, tuple)) and value <= zero:
             return f"{self.PREFIX}{name} must be greater than zero, not {value!r}."
         return None
 
@@ -86,6 +86,24 @@ class IdempotencySettings(AppSettings):
     Longer than the longest time in which a duplicate can still arrive: the broker's visibility
     timeout, a task's retries, and the time in which someone may retry a message by hand.
     """
+
+    MAX_REQUEST_BYTES: int = 2**20
+    """The largest request body that a guarded view takes; a larger one is answered 413.
+
+    The body is held in memory, so Django's ``DATA_UPLOAD_MAX_MEMORY_SIZE`` bounds it too.
+    """
+
+    MAX_RESPONSE_BYTES: int = 2**18
+    """The largest response body that is kept for replay; a retry of a larger one is answered 409."""
+
+    REPLAY_HEADERS: tuple[str, ...] = ()
+    """Response headers that are replayed besides the usual ones (``Location``, ``ETag`` and more).
+
+    Cookies, credentials, dates and what belongs to one connection are never replayed.
+    """
+
+    DOCUMENTATION_URL: str = ""
+    """Where your API tells its clients about ``Idempotency-Key``; linked from the 400 answers."""
 
 
 conf = IdempotencySettings()
