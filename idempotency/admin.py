@@ -1,0 +1,125 @@
+"""The keys in Django's admin: which operations have run. Results are not shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.db.models.functions import Now
+from django.urls import NoReverseMatch, reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from idempotency.listing import ReadOnlyAdmin
+from idempotency.models import IdempotencyKey
+from idempotency.moments import age, distance, moment
+
+if TYPE_CHECKING:
+    from django.db.models import QuerySet
+    from django.http import HttpRequest
+    from django.utils.safestring import SafeString
+
+MESSAGE_PAGE = "outbox_outboxmessage_change"
+
+
+class ExpiryFilter(admin.SimpleListFilter):
+    """Whether duplicates are still recognised. The list is then in the order of the expiry."""
+
+    title = gettext_lazy("expiry")
+    parameter_name = "expiry"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [
+            ("ahead", gettext_lazy("recognises duplicates")),
+            ("past", gettext_lazy("expired")),
+        ]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[IdempotencyKey]
+    ) -> QuerySet[IdempotencyKey]:
+        if self.value() == "ahead":
+            return queryset.filter(expires_at__gt=Now())
+        if self.value() == "past":
+            return queryset.filter(expires_at__lte=Now())
+        return queryset
+
+
+@admin.register(IdempotencyKey)
+class IdempotencyKeyAdmin(ReadOnlyAdmin):
+    """List, search and look at keys."""
+
+    list_display = ("key", "namespace", "scope", "state", "age", "expires_in", "message")
+    list_filter = (ExpiryFilter,)
+    sortable_by = ("age",)
+    search_fields = ("key",)  # see get_search_results
+    search_help_text = gettext_lazy("A key, or a part of a namespace")
+    fieldsets = (
+        (None, {"fields": ("key", "namespace", "scope", "state", "message", "fingerprint")}),
+        (gettext_lazy("Result"), {"fields": ("masked_result",)}),
+        (gettext_lazy("Times"), {"fields": ("created", "finished", "expires")}),
+    )
+    readonly_fields = ("message", "masked_result", "created", "finished", "expires")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[IdempotencyKey]:
+        keys: QuerySet[IdempotencyKey] = IdempotencyKey.objects.all()
+        return keys.defer("result", "fingerprint")
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        # Expired keys are the oldest: by id, the database would walk past all the others first.
+        if request.GET.get(ExpiryFilter.parameter_name):
+            return ("-expires_at", "-id")
+        return ("-id",)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[IdempotencyKey], search_term: str
+    ) -> tuple[QuerySet[IdempotencyKey], bool]:
+        """Take the term for a key, else for a part of a namespace.
+
+        One after the other, because "or" would have the database read the table.
+        """
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if queryset.filter(key=term).exists():
+            return queryset.filter(key=term), False
+        names = IdempotencyKey.objects.using(queryset.db).namespaces()
+        found = [term] if term in names else [n for n in names if term.lower() in n.lower()]
+        return queryset.filter(namespace__in=found), False
+
+    @admin.display(description=gettext_lazy("age"), ordering="id")
+    def age(self, key: IdempotencyKey) -> SafeString:
+        return age(key.created_at)
+
+    @admin.display(description=gettext_lazy("message"))
+    def message(self, key: IdempotencyKey) -> SafeString | str:
+        """Link to the outbox's page, where there is one; not every Celery request has one."""
+        if not key.message_id:
+            return ""
+        try:
+            url = reverse(f"{self.admin_site.name}:{MESSAGE_PAGE}", args=[key.message_id])
+        except NoReverseMatch:
+            return key.message_id
+        return format_html('<a href="{}">{}</a>', url, key.message_id)
+
+    @admin.display(description=gettext_lazy("result"))
+    def masked_result(self, key: IdempotencyKey) -> str:
+        if key.result is None:
+            return _("none")
+        return _("%(size)s bytes, not shown") % {"size": f"{len(key.result):,}"}
+
+    @admin.display(description=gettext_lazy("created"))
+    def created(self, key: IdempotencyKey) -> SafeString:
+        return moment(key.created_at)
+
+    @admin.display(description=gettext_lazy("finished"))
+    def finished(self, key: IdempotencyKey) -> SafeString:
+        return moment(key.finished_at)
+
+    @admin.display(description=gettext_lazy("expires"))
+    def expires(self, key: IdempotencyKey) -> SafeString:
+        return moment(key.expires_at)
+
+    @admin.display(description=gettext_lazy("expires"))
+    def expires_in(self, key: IdempotencyKey) -> str:
+        return "" if key.expires_at is None else distance(key.expires_at)

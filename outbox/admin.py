@@ -1,0 +1,416 @@
+"""The messages in Django's admin: what became of each, and what a person can do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.contrib.admin import helpers
+from django.contrib.admin.utils import unquote
+from django.core.exceptions import PermissionDenied
+from django.http import HttpResponseNotAllowed, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from django.utils.html import format_html, format_html_join
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from idempotency.listing import ReadOnlyAdmin
+from idempotency.moments import age, distance, duration, moment, short_moment
+from outbox import payload
+from outbox.models import OutboxMessage
+from outbox.moves import DISCARD, RETRY, Move, chosen_ids, state_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from django.db.models import QuerySet
+    from django.http import HttpRequest, HttpResponse
+    from django.http.response import HttpResponseBase
+    from django.urls import URLPattern
+    from django.utils.safestring import SafeString
+
+Status = OutboxMessage.Status
+
+LISTED_TO_CONFIRM = 20
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = gettext_lazy("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return Status.choices
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[OutboxMessage]
+    ) -> QuerySet[OutboxMessage]:
+        return queryset.filter(status=self.value()) if self.value() else queryset
+
+
+class ReceiptFilter(admin.SimpleListFilter):
+    """Whether a guarded task has told that it ran. Both answers have their index."""
+
+    title = gettext_lazy("receipt")
+    parameter_name = "receipt"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [
+            ("outstanding", gettext_lazy("published, outstanding")),
+            ("recorded", gettext_lazy("recorded")),
+        ]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[OutboxMessage]
+    ) -> QuerySet[OutboxMessage]:
+        if self.value() == "outstanding":
+            return queryset.filter(status=Status.PUBLISHED, awaits_receipt=True)
+        if self.value() == "recorded":
+            return queryset.filter(status=Status.EXECUTED)
+        return queryset
+
+
+@admin.register(OutboxMessage)
+class OutboxMessageAdmin(ReadOnlyAdmin):
+    """List, search, look at, retry and discard. Nothing here edits a message."""
+
+    list_display = ("state", "message", "age", "attempts", "published", "executed")
+    list_display_links = ("message",)
+    list_filter = (StateFilter, ReceiptFilter)
+    date_hierarchy = "created_at"
+    ordering = ("-created_at", "-id")
+    sortable_by = ("age",)
+    search_fields = ("id",)  # see get_search_results
+    search_help_text = gettext_lazy("Message id, key, or a part of the task's name")
+    actions = ("retry", "discard")
+    fieldsets = (
+        (None, {"fields": ("state", "task", "id", "key", "arguments")}),
+        (
+            gettext_lazy("Times"),
+            {"fields": ("created", "due", "expires", "published", "executed", "receipt")},
+        ),
+        (gettext_lazy("Errors"), {"fields": ("attempts", "error_table")}),
+        (
+            gettext_lazy("On the wire"),
+            {
+                "classes": ("collapse",),
+                "fields": ("target", "content", "header_json", "property_json"),
+            },
+        ),
+    )
+    readonly_fields = (
+        "state",
+        "arguments",
+        "created",
+        "due",
+        "expires",
+        "published",
+        "executed",
+        "receipt",
+        "error_table",
+        "target",
+        "content",
+        "header_json",
+        "property_json",
+    )
+
+    class Media:
+        css = {"all": ("outbox/admin.css",)}
+
+    # The list.
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxMessage]:
+        # The list never shows these; get_object() below wants them.
+        messages: QuerySet[OutboxMessage] = OutboxMessage.objects.all()
+        return messages.defer("body", "headers", "properties", "errors")
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> OutboxMessage | None:
+        message: OutboxMessage | None = _one(object_id).first()
+        return message
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[OutboxMessage], search_term: str
+    ) -> tuple[QuerySet[OutboxMessage], bool]:
+        """Take the term for an id, else for a key, else for a part of a task's name.
+
+        One after the other, because "or" would have the database read the table.
+        """
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if (id := _uuid(term)) and queryset.filter(pk=id).exists():
+            return queryset.filter(pk=id), False
+        keyed = queryset.filter(key=term).exclude(key="")
+        if keyed.exists():
+            return keyed, False
+        names = OutboxMessage.objects.using(queryset.db).task_names()
+        if term not in names:
+            return queryset.filter(task__in=[n for n in names if term.lower() in n.lower()]), False
+        return queryset.filter(task=term), False
+
+    @admin.display(description=gettext_lazy("state"))
+    def state(self, message: OutboxMessage) -> SafeString:
+        return format_html(
+            '<span class="outbox-state outbox-{}">{}</span>',
+            message.status,
+            message.get_status_display(),
+        )
+
+    @admin.display(description=gettext_lazy("task"))
+    def message(self, message: OutboxMessage) -> SafeString:
+        return format_html(
+            '{} <span class="outbox-id quiet"><span>{}</span> <span>{}</span></span>',
+            message.task,
+            message.pk,
+            message.key,
+        )
+
+    @admin.display(description=gettext_lazy("age"), ordering="created_at")
+    def age(self, message: OutboxMessage) -> SafeString:
+        return age(message.created_at)
+
+    @admin.display(description=gettext_lazy("published"))
+    def published(self, message: OutboxMessage) -> SafeString:
+        if message.status == Status.PENDING and message.available_at is not None:
+            return _quiet(_due(message.available_at))
+        return short_moment(message.published_at)
+
+    @admin.display(description=gettext_lazy("executed"))
+    def executed(self, message: OutboxMessage) -> SafeString:
+        if message.status == Status.PUBLISHED:
+            awaited = _("receipt outstanding") if message.awaits_receipt else _("not recorded")
+            return _quiet(awaited)
+        return short_moment(message.executed_at)
+
+    # The page of one message.
+
+    @admin.display(description=gettext_lazy("called with"))
+    def arguments(self, message: OutboxMessage) -> SafeString:
+        call = payload.read(message)
+        return format_html(
+            "{}{}{}",
+            format_html('<p class="quiet">{}</p>', call.unread) if call.unread else "",
+            _table(call.arguments) if call.arguments else _quiet(_("no arguments")),
+            format_html("<p>{}: {}</p>", _("then"), ", ".join(call.followed_by))
+            if call.followed_by
+            else "",
+        )
+
+    @admin.display(description=gettext_lazy("created"))
+    def created(self, message: OutboxMessage) -> SafeString:
+        return moment(message.created_at)
+
+    @admin.display(description=gettext_lazy("due"))
+    def due(self, message: OutboxMessage) -> SafeString:
+        return moment(message.available_at)
+
+    @admin.display(description=gettext_lazy("expires"))
+    def expires(self, message: OutboxMessage) -> SafeString:
+        return moment(message.expires_at)
+
+    @admin.display(description=gettext_lazy("receipt"))
+    def receipt(self, message: OutboxMessage) -> str:
+        if not message.awaits_receipt:
+            return _("none expected: the task is not guarded on this database")
+        return _("recorded") if message.executed_at else _("expected")
+
+    @admin.display(description=gettext_lazy("errors"))
+    def error_table(self, message: OutboxMessage) -> SafeString:
+        if not message.errors:
+            return _quiet(_("none"))
+        rows = format_html_join(
+            "",
+            '<tr><td>{}</td><td class="nowrap">{}</td><td><pre>{}</pre></td></tr>',
+            (
+                (error.get("attempt"), _error_moment(error.get("at")), error.get("error"))
+                for error in reversed(message.errors)
+            ),
+        )
+        return format_html(
+            '<table class="outbox-table"><thead><tr><th>{}</th><th>{}</th><th>{}</th></tr></thead>'
+            "<tbody>{}</tbody></table>",
+            _("attempt"),
+            _("at"),
+            _("error"),
+            rows,
+        )
+
+    @admin.display(description=gettext_lazy("target"))
+    def target(self, message: OutboxMessage) -> SafeString:
+        return _table(
+            (name, value)
+            for name, value in (
+                (_("queue"), message.queue),
+                (_("exchange"), message.exchange),
+                (_("routing key"), message.routing_key),
+            )
+            if value
+        )
+
+    @admin.display(description=gettext_lazy("body"))
+    def content(self, message: OutboxMessage) -> str:
+        return _("%(size)s bytes of %(type)s") % {
+            "size": f"{len(message.body):,}",
+            "type": message.properties.get("content_type"),
+        }
+
+    @admin.display(description=gettext_lazy("headers"))
+    def header_json(self, message: OutboxMessage) -> SafeString:
+        return format_html("<pre>{}</pre>", payload.pretty(message.headers))
+
+    @admin.display(description=gettext_lazy("properties"))
+    def property_json(self, message: OutboxMessage) -> SafeString:
+        return format_html("<pre>{}</pre>", payload.pretty(message.properties))
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        message = context["original"]
+        row = OutboxMessage.objects.filter(pk=message.pk)
+        context["can_retry"] = self.has_retry_permission(request) and row.retryable().exists()
+        context["can_discard"] = self.has_discard_permission(request) and row.discardable().exists()
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    # Retry and discard.
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, RETRY)
+
+    def has_discard_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, DISCARD)
+
+    @admin.action(description=gettext_lazy("Retry selected messages"), permissions=["retry"])
+    def retry(self, request: HttpRequest, chosen: QuerySet[OutboxMessage]) -> None:
+        self._move(request, RETRY, chosen)
+
+    @admin.action(description=gettext_lazy("Discard selected messages"), permissions=["discard"])
+    def discard(
+        self, request: HttpRequest, chosen: QuerySet[OutboxMessage]
+    ) -> HttpResponseBase | None:
+        if "confirmed" in request.POST:
+            self._move(request, DISCARD, chosen)
+            return None
+        return self._confirm(request, chosen, reverse(self._url_name("changelist")))
+
+    def get_urls(self) -> list[URLPattern]:
+        wrap = self.admin_site.admin_view
+        return [
+            path("<path:object_id>/retry/", wrap(self.retry_view), name=self._name("retry")),
+            path("<path:object_id>/discard/", wrap(self.discard_view), name=self._name("discard")),
+            *super().get_urls(),
+        ]
+
+    def retry_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """The detail page's button."""
+        chosen = self._chosen(request, object_id, RETRY)
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        self._move(request, RETRY, chosen)
+        return HttpResponseRedirect(self._page_of(object_id))
+
+    def discard_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """The detail page's button: asks, then discards."""
+        chosen = self._chosen(request, object_id, DISCARD)
+        if request.method != "POST":
+            return self._confirm(request, chosen, self._page_of(object_id))
+        self._move(request, DISCARD, chosen)
+        return HttpResponseRedirect(self._page_of(object_id))
+
+    def _may(self, request: HttpRequest, move: Move) -> bool:
+        return request.user.has_perm(f"{self.opts.app_label}.{move.name}_{self.opts.model_name}")
+
+    def _chosen(self, request: HttpRequest, object_id: str, move: Move) -> QuerySet[OutboxMessage]:
+        if not (self.has_view_permission(request) and self._may(request, move)):
+            raise PermissionDenied
+        return _one(unquote(object_id))
+
+    def _move(self, request: HttpRequest, move: Move, chosen: QuerySet[OutboxMessage]) -> None:
+        moved = move.make(chosen, request.user.pk)
+        if move is RETRY:
+            text = ngettext(
+                "%(count)d message is pending again.",
+                "%(count)d messages are pending again.",
+                moved.count,
+            )
+        else:
+            text = ngettext(
+                "%(count)d message is discarded.", "%(count)d messages are discarded.", moved.count
+            )
+        parts = [text % {"count": moved.count}]
+        if moved.skipped:
+            parts.append(moved.skipped_text())
+        level = messages.WARNING if moved.skipped else messages.SUCCESS
+        self.message_user(request, " ".join(parts), level)
+
+    def _confirm(
+        self, request: HttpRequest, chosen: QuerySet[OutboxMessage], back: str
+    ) -> TemplateResponse:
+        ids = chosen_ids(chosen)
+        rows = OutboxMessage.objects.filter(pk__in=ids)
+        discardable = rows.discardable()
+        states = state_counts(discardable)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Discard messages?"),
+            "opts": self.opts,
+            "media": self.media,
+            "states": states.items(),
+            "count": states.total(),
+            "others": (state_counts(rows) - states).items(),
+            "listed": discardable.only("pk", "task")[:LISTED_TO_CONFIRM],
+            "selected": request.POST.getlist(helpers.ACTION_CHECKBOX_NAME),
+            "select_across": request.POST.get("select_across", "0"),
+            "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
+            "back": back,
+        }
+        return TemplateResponse(
+            request, "admin/outbox/outboxmessage/discard_confirmation.html", context
+        )
+
+    def _page_of(self, object_id: str) -> str:
+        return reverse(self._url_name("change"), args=[object_id])
+
+    def _url_name(self, page: str) -> str:
+        return f"{self.admin_site.name}:{self._name(page)}"
+
+    def _name(self, page: str) -> str:
+        return f"{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _one(object_id: str) -> QuerySet[OutboxMessage]:
+    """Return the message with this id, or none."""
+    message: QuerySet[OutboxMessage] = OutboxMessage.objects.filter(pk=_uuid(object_id))
+    return message
+
+
+def _quiet(text: str) -> SafeString:
+    return format_html('<span class="quiet">{}</span>', text)
+
+
+def _due(available_at: datetime) -> str:
+    late = timezone.now() - available_at
+    if late.total_seconds() > 0:
+        return _("due for %(duration)s") % {"duration": duration(late)}
+    return _("due %(distance)s") % {"distance": distance(available_at)}
+
+
+def _error_moment(value: str | None) -> SafeString:
+    return moment(parse_datetime(value) if value else None)
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> SafeString:
+    body = format_html_join("", "<tr><th>{}</th><td><pre>{}</pre></td></tr>", rows)
+    return format_html('<table class="outbox-table">{}</table>', body)
