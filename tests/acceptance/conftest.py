@@ -50,3 +50,4 @@ def shop(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iter
             )
         finally:
             demo.process.stop(timeout=60)
+            demo.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ class Demo:
             message=lambda: f"The demo did not say {text!r}:\n{self.output}",
         )
         assert text in self.output, self.output
+
+    def end(self) -> None:
+        """SIGKILL it if it still runs; remove the logs that it keeps when it fails."""
+        self.process.kill()
+        logs = re.search(r"write their logs to (/\S+/demo-\w+)\.", self.output)
+        if logs:
+            shutil.rmtree(logs[1], ignore_errors=True)
 
     def figure(self, label: str) -> int:
         """A number of its ledger."""

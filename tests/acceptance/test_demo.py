@@ -24,7 +24,7 @@ def test_two_hundred_orders_each_message_twice_two_kills_and_the_ledger_balances
     try:
         status = demo.process.wait(timeout=110)
     finally:
-        demo.process.kill()
+        demo.end()
     assert status == 0, demo.output
     assert demo.figure("orders accepted over HTTP") == 200
     assert demo.figure("orders committed") == 200
@@ -54,7 +54,7 @@ def test_a_signal_in_the_middle_leaves_no_process(tmp_path: Path, number: signal
         demo.process.send_signal(number)
         status = demo.process.wait(timeout=60)
     finally:
-        demo.process.kill()
+        demo.end()
     assert status == (-number if number == signal.SIGKILL else 128 + number)
     wait_for(
         lambda: not any(map(alive, started)),
@@ -69,7 +69,10 @@ def test_a_database_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> No
         "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
     }
     demo = start_demo(tmp_path / "demo.log", "--exit", env=env)
-    assert demo.process.wait(timeout=60) == 1
+    try:
+        assert demo.process.wait(timeout=60) == 1
+    finally:
+        demo.end()
     assert "Connection refused" in demo.output
     assert "Traceback" not in demo.output
 

@@ -1,0 +1,187 @@
+"""What the documents say is there, and what they show is what runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import get_commands, load_command_class
+from django.db import connection, transaction
+
+from idempotency.conf import IdempotencySettings
+from outbox.conf import OutboxSettings
+from outbox.models import OutboxMessage
+from sample_project.shop.tasks import write_receipt
+from tests.acceptance.documents import (
+    DOCUMENTS,
+    README,
+    ROOT,
+    anchors,
+    blocks,
+    links,
+    occurs,
+    sentences,
+)
+from tests.project.tasks import record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GUARANTEES = ROOT / "docs" / "guarantees.md"
+HOW_TO = ROOT / "docs" / "how-to.md"
+PRODUCTION = ROOT / "docs" / "production.md"
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+SHOP = sorted((ROOT / "sample_project").rglob("*.py"))
+
+
+def by_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("block", blocks(README, "python"))
+def test_the_readme_shows_the_sample_projects_code(block: str) -> None:
+    assert any(occurs(block, source) for source in SHOP), f"not in sample_project:\n{block}"
+
+
+def test_the_readme_begins_with_an_example() -> None:
+    first_screen = README.read_text().splitlines()[:55]
+    assert "```python" in first_screen
+    for command in ("make demo", "make test"):
+        assert any(command in line for line in first_screen)
+
+
+@pytest.mark.parametrize("block", blocks(HOW_TO, "python"))
+def test_each_example_of_the_how_to_is_in_a_test(block: str) -> None:
+    assert occurs(block, ROOT / "tests/acceptance/test_how_to.py"), f"not in the test:\n{block}"
+
+
+@pytest.mark.parametrize("block", blocks(PRODUCTION, "python"))
+def test_the_production_guide_shows_the_sample_projects_settings(block: str) -> None:
+    assert occurs(block, ROOT / "sample_project/settings.py"), f"not in the settings:\n{block}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=by_name)
+def test_no_link_leads_nowhere(document: Path) -> None:
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_each_guarantee_of_the_readme_names_its_tests() -> None:
+    readme = README.read_text()
+    promised = readme[readme.rindex("```\n\n- ") :].split("\n\n")[1]
+    promises = [sentences(line) for line in promised.removeprefix("- ").split("\n- ")]
+    assert len(promises) == 3
+    sections = {
+        sentences(title): body
+        for title, body in re.findall(
+            r"^### (.+?)\n(.*?)(?=^##|\Z)", GUARANTEES.read_text(), re.MULTILINE | re.DOTALL
+        )
+    }
+    for promise in promises:
+        assert promise in sections, f"docs/guarantees.md does not have: {promise}"
+    for title, body in sections.items():
+        assert NAMED_TEST.search(body), f"no test is named for: {title}"
+
+
+@pytest.mark.parametrize(("path", "name"), sorted(set(NAMED_TEST.findall(GUARANTEES.read_text()))))
+def test_a_test_that_is_named_exists(path: str, name: str) -> None:
+    tree = ast.parse((ROOT / path).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "prefix"), [(OutboxSettings, "OUTBOX_"), (IdempotencySettings, "IDEMPOTENCY_")]
+)
+def test_each_setting_is_listed_with_its_default(settings: type, prefix: str) -> None:
+    declared = {
+        f"{prefix}{name}": _default(value)
+        for name, value in vars(settings).items()
+        if name.isupper() and name != "PREFIX"
+    }
+    listed = re.findall(r"^\| `(\w+)` \| ([\w.]+)", PRODUCTION.read_text(), re.MULTILINE)
+    told = {name: default for name, default in listed if name.startswith(prefix)}
+    assert told == declared, "the table of settings in docs/production.md"
+
+
+def test_the_commands_exist() -> None:
+    text = "".join(document.read_text() for document in DOCUMENTS)
+    django = get_commands()
+    for name in set(re.findall(r"manage\.py (\w+)", text)):
+        assert name in django, name
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"^    make (\w+)", text, re.MULTILINE)):
+        assert re.search(rf"^{target}\b.*:", makefile, re.MULTILINE), target
+
+
+def test_the_relays_options_are_listed() -> None:
+    command = load_command_class("outbox", "outbox_relay")
+    parser = command.create_parser("manage.py", "outbox_relay")
+    known = {option for action in parser._actions for option in action.option_strings}
+    for option in set(re.findall(r"(?<![-\w])--[a-z][a-z-]+", PRODUCTION.read_text())):
+        assert option in known, option
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_queries_of_the_production_guide_find_and_mend() -> None:
+    forgotten, behind, waiting, mended = _queries()
+    with transaction.atomic():
+        lost, unguarded, fresh, dead = (
+            OutboxMessage.objects.enqueue(signature)
+            for signature in (
+                write_receipt.s(1, "Ada"),
+                record.s("no receipt to wait for"),
+                write_receipt.s(2, "Ada"),
+                write_receipt.s(3, "Ada"),
+            )
+        )
+    OutboxMessage.objects.settle([lost.pk, unguarded.pk, fresh.pk])
+    _make_old(lost, unguarded)
+    OutboxMessage.objects.filter(pk=dead.pk).update(status="dead", available_at=None)
+
+    assert [id for id, *_ in _rows(forgotten)] == [lost.pk]
+    assert _rows(behind) == [(0,)]
+    assert [(status, count) for status, count, _ in _rows(waiting)] == [("dead", 1)]
+
+    with connection.cursor() as cursor:
+        cursor.execute(mended)
+        assert cursor.rowcount == 1
+    assert list(OutboxMessage.objects.due()) == [lost]
+    assert _rows(forgotten) == []
+
+
+def _queries() -> tuple[str, str, str, str]:
+    """What was forgotten; how far behind; what waits for a person; the UPDATE that mends."""
+    statements = "".join(blocks(PRODUCTION, "sql")).split(";")
+    found = {s.split("FROM")[0].split()[-1]: s for s in statements if "SELECT" in s}
+    (mend,) = (statement for statement in statements if "UPDATE" in statement)
+    forgotten, behind, waiting = (
+        next(s for s in statements if "SELECT" in s and text in s)
+        for text in ("awaits_receipt", "min(available_at)", "GROUP BY")
+    )
+    assert len(found) == len([s for s in statements if "SELECT" in s])
+    return forgotten, behind, waiting, mend
+
+
+def _rows(statement: str) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return list(cursor.fetchall())
+
+
+def _make_old(*messages: OutboxMessage) -> None:
+    for message in OutboxMessage.objects.filter(pk__in=[message.pk for message in messages]):
+        assert message.published_at is not None
+        message.published_at -= timedelta(hours=2)
+        message.save(update_fields=["published_at"])
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():g}"
+    return str(value or "none")
