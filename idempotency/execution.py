@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 from django.db import OperationalError, transaction
 
 from idempotency import results
-from idempotency.exceptions import ImproperlyUsed, KeyInProgress, KeyReused, ReentrantUse
+from idempotency.exceptions import (
+    ImproperlyUsed,
+    KeyInProgress,
+    KeyReused,
+    OutcomeUnknown,
+    ReentrantUse,
+    StoredFailure,
+)
 from idempotency.signals import executed, replayed
 
 if TYPE_CHECKING:
@@ -99,21 +106,20 @@ def run_once(
     """
     in_body = False
     try:
-        with transaction.atomic(using=records.db), _not_reentrant(records.db, operation):
+        with transaction.atomic(using=records.db), not_reentrant(records.db, operation):
             claim = records.claim(operation)
-            if not claim.held and (claim.completed is None or on_completed == "execute"):
+            if not claim.held and (claim.known is None or on_completed == "execute"):
                 claim = records.wait(operation)
-            if claim.completed is not None:
-                _require_same_fingerprint(operation, claim.completed)
+            if claim.known is not None and is_completed(operation, claim.known):
                 if on_completed == "replay":
-                    return _replay(records, operation, claim.completed, codec)
+                    return replay(records, operation, claim.known, codec)
                 if on_completed == "raise":
                     raise KeyReused(f"{operation} has been executed before.")
             in_body = True
             value = body()
             in_body = False
             record = records.complete(operation, claim, codec.dumps(value))
-            _tell(executed, records, operation, record)
+            tell(executed, records, operation, record)
             return Outcome(value, replayed=False)
     except OperationalError as error:
         if in_body or getattr(error.__cause__, "sqlstate", None) not in LOST_RACE:
@@ -123,24 +129,47 @@ def run_once(
         ) from error
 
 
-def _replay(
+def is_completed(operation: Operation, found: IdempotencyKey) -> bool:
+    """Return whether the found row makes the operation a duplicate, or may be executed again.
+
+    Raises ``KeyReused`` for another fingerprint (first, because no waiting can help),
+    ``KeyInProgress`` for leased work, ``StoredFailure`` and ``OutcomeUnknown``.
+    """
+    require_same_fingerprint(operation, found)
+    states = type(found).State
+    if found.state == states.IN_PROGRESS:
+        raise KeyInProgress(f"{operation} is being executed by {found.owner}: try again later.")
+    if found.state == states.FAILED_TERMINAL:
+        raise StoredFailure(
+            f"{operation} failed for good at {found.finished_at} with {found.error}. A new intent "
+            "needs a new key; release() lets this one run again."
+        )
+    if found.state == states.OUTCOME_UNKNOWN:
+        raise OutcomeUnknown(
+            f"{operation} may or may not have taken effect before {found.finished_at} "
+            f"({found.error}). Find out, then say so with resolve()."
+        )
+    return found.state == states.COMPLETED
+
+
+def replay(
     records: IdempotencyKeyQuerySet, operation: Operation, found: IdempotencyKey, codec: Codec[T]
 ) -> Outcome[T]:
     value = codec.loads(bytes(found.result or b""))
-    _tell(replayed, records, operation, found)
+    tell(replayed, records, operation, found)
     return Outcome(value, replayed=True)
 
 
-def _require_same_fingerprint(operation: Operation, found: IdempotencyKey) -> None:
+def require_same_fingerprint(operation: Operation, found: IdempotencyKey) -> None:
     """An empty fingerprint, on either side, was never taken and says nothing."""
     if operation.fingerprint and found.fingerprint not in ("", operation.fingerprint):
         raise KeyReused(
-            f"{operation} was executed with other arguments at {found.finished_at}. A new intent "
+            f"{operation} was first used with other arguments, at {found.created_at}. A new intent "
             "needs a new key."
         )
 
 
-def _tell(
+def tell(
     signal: Signal, records: IdempotencyKeyQuerySet, operation: Operation, record: IdempotencyKey
 ) -> None:
     signal.send(
@@ -149,7 +178,7 @@ def _tell(
 
 
 @contextmanager
-def _not_reentrant(using: str, operation: Operation) -> Iterator[None]:
+def not_reentrant(using: str, operation: Operation) -> Iterator[None]:
     """The advisory lock would let its own transaction in a second time."""
     entry = (using, operation.namespace, operation.scope, operation.key)
     entered = _executing.get()

@@ -25,7 +25,8 @@ LOCK = "SELECT pg_try_advisory_xact_lock(%(lock)s), clock_timestamp()"
 FIND = """
 SELECT
     expires_at <= clock_timestamp(),
-    id, fingerprint, state, result, message_id, created_at, finished_at, expires_at
+    id, fingerprint, state, result, message_id, created_at, finished_at, expires_at,
+    token, owner, error
 FROM idempotency_idempotencykey
 WHERE key = %(key)s AND namespace = %(namespace)s AND scope = %(scope)s
 """
@@ -60,8 +61,10 @@ REPLACE = COMPLETE.format(
 ON CONFLICT (key, namespace, scope) DO UPDATE SET
     fingerprint = excluded.fingerprint, state = excluded.state, result = excluded.result,
     message_id = excluded.message_id, created_at = excluded.created_at,
-    finished_at = excluded.finished_at, expires_at = excluded.expires_at
-WHERE stored.id = %(replaced)s
+    finished_at = excluded.finished_at, expires_at = excluded.expires_at,
+    attempt = excluded.attempt, token = NULL, owner = '', lease_expires_at = NULL,
+    checkpoint = NULL, error = ''
+WHERE stored.id = %(replaced)s AND stored.token IS NOT DISTINCT FROM %(token)s
 """
 )
 
@@ -89,6 +92,9 @@ COLUMNS = (
     "created_at",
     "finished_at",
     "expires_at",
+    "token",
+    "owner",
+    "error",
 )
 
 UNIQUE_VIOLATION = "23505"
@@ -104,13 +110,13 @@ class Claim(NamedTuple):
     """It has the lock; nobody else executes the operation before it ends."""
     began_at: datetime
     found: IdempotencyKey | None
-    """The row of an execution that has committed."""
+    """The row of the key, as far as it has committed."""
     expired: bool
     """``found`` is too old to be recognised, and is only there to be replaced."""
 
     @property
-    def completed(self) -> IdempotencyKey | None:
-        """The row that makes this operation a duplicate."""
+    def known(self) -> IdempotencyKey | None:
+        """The row of this very operation."""
         return None if self.expired else self.found
 
 
@@ -178,6 +184,7 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             "created_at": claim.began_at,
             "ttl": operation.ttl,
             "replaced": claim.found.pk if claim.found else None,
+            "token": claim.found.token if claim.found else None,
         }
         with connections[self.db].cursor() as cursor:
             try:
@@ -201,6 +208,9 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
                 claim.began_at,
                 finished_at,
                 expires_at,
+                None,
+                "",
+                "",
             ),
         )
 
@@ -214,11 +224,15 @@ class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
             return [name for (name,) in cursor]
 
     def _record(self, operation: Operation, row: Sequence[Any]) -> IdempotencyKey:
-        return self.model.from_db(
-            self.db,
-            ["namespace", "scope", "key", *COLUMNS],
-            [operation.namespace, operation.scope, operation.key, *row],
-        )
+        values = {
+            "namespace": operation.namespace,
+            "scope": operation.scope,
+            "key": operation.key,
+            **dict(zip(COLUMNS, row, strict=True)),
+        }
+        # from_db() takes them in the model's order, whatever their names say.
+        names = [f.attname for f in self.model._meta.concrete_fields if f.attname in values]
+        return self.model.from_db(self.db, names, [values[name] for name in names])
 
 
 class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)):  # type: ignore[misc]
