@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idempotency.decorators import idempotent
+    from idempotency.http import idempotent_view, mark_final
     from idempotency.keys import make_key
 
-__all__ = ["idempotent", "make_key"]
+__all__ = ["idempotent", "idempotent_view", "make_key", "mark_final"]
 
-_ROOMS = {"idempotent": "decorators", "make_key": "keys"}
+_ROOMS = {
+    "idempotent": "decorators",
+    "idempotent_view": "http",
+    "make_key": "keys",
+    "mark_final": "http",
+}
 
 
 def __getattr__(name: str) -> Any:

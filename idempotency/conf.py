@@ -94,7 +94,7 @@ class IdempotencySettings(AppSettings):
     """
 
     MAX_RESPONSE_BYTES: int = 2**18
-    """The largest response body that is kept for replay; a retry of a larger one is answered 409."""
+    """The largest response body that is kept; a retry of what had a larger one is answered 409."""
 
     REPLAY_HEADERS: tuple[str, ...] = ()
     """Response headers that are replayed besides the usual ones (``Location``, ``ETag`` and more).
