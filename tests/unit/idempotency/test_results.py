@@ -120,7 +120,7 @@ def test_a_named_zone_comes_back_with_its_rules() -> None:
         (object(), "object"),
         ({"a": [1, object()]}, r"result\['a'\]\[1\]: a builtins\.object would"),
         ({(1, object()): 1}, r"result\.keys\(\)\[1\]"),
-        ({"a": (n for n in ())}, "generator"),
+        ({"a": iter("ab")}, "str_.*iterator"),
     ],
 )
 def test_what_would_not_come_back_is_refused(value: Any, text: str) -> None:
