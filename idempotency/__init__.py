@@ -12,14 +12,26 @@ if TYPE_CHECKING:
     from idempotency.decorators import idempotent
     from idempotency.http import idempotent_view, mark_final
     from idempotency.keys import make_key
+    from idempotency.leases import derived_key, fenced, step
 
-__all__ = ["idempotent", "idempotent_view", "make_key", "mark_final"]
+__all__ = [
+    "derived_key",
+    "fenced",
+    "idempotent",
+    "idempotent_view",
+    "make_key",
+    "mark_final",
+    "step",
+]
 
 _ROOMS = {
+    "derived_key": "leases",
+    "fenced": "leases",
     "idempotent": "decorators",
     "idempotent_view": "http",
     "make_key": "keys",
     "mark_final": "http",
+    "step": "leases",
 }
 
 

@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import current_app
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 
 from idempotency.decorators import guard_of
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = (1.0, 5.0)
 """Seconds: a delivery that met a live twin comes again somewhere between."""
+
+CONTROL_FLOW = (Retry, Ignore, Reject, SoftTimeLimitExceeded)
+"""Exceptions that end a delivery and not the task."""
 
 
 def task_of(guard: Guard) -> Task[..., Any] | None:

@@ -105,6 +105,18 @@ class IdempotencySettings(AppSettings):
     DOCUMENTATION_URL: str = ""
     """Where your API tells its clients about ``Idempotency-Key``; linked from the 400 answers."""
 
+    LEASE: timedelta = timedelta(seconds=60)
+    """How long leased work waits for a sign of life of its owner. Seconds or timedelta.
+
+    A heartbeat extends it each third of that time, so it need not be as long as the work.
+    """
+
+    REDIS_URL: str = ""
+    """The Redis or Valkey server of guards with ``store="redis"``, such as
+    ``redis://localhost:6379/0``. It must forget nothing: ``appendonly yes``,
+    ``maxmemory-policy noeviction``.
+    """
+
 
 conf = IdempotencySettings()
 

@@ -18,12 +18,24 @@ if TYPE_CHECKING:
     from celery import Task
 
     from idempotency.execution import OnCompleted, Operation
+    from idempotency.querysets import IdempotencyKeyQuerySet
+    from idempotency.stores import Store, Terms
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 GUARD = "__idempotency_guard__"
-LEASED_ONLY = ("lease", "on_stale", "max_attempts")
+LEASED_ONLY = ("lease", "on_failed", "on_stale", "max_attempts", "store")
+CHOICES = {
+    "mode": ("atomic", "leased"),
+    "on_completed": ("replay", "execute", "raise"),
+    "on_in_progress": ("retry", "raise"),
+    "on_failed": ("execute", "raise"),
+    "on_stale": ("reclaim", "block"),
+    "store": ("postgresql", "redis"),
+}
+SHORTEST_LEASE = timedelta(milliseconds=300)
+"""Three heartbeats of it still are no burden."""
 
 
 @overload
@@ -43,15 +55,19 @@ def idempotent(
     wait: float | timedelta | None = ...,
     on_completed: OnCompleted = ...,
     on_in_progress: Literal["retry", "raise"] = ...,
-    on_failed: Literal["execute", "raise"] = ...,
+    on_failed: Literal["execute", "raise"] | None = ...,
     on_stale: Literal["reclaim", "block"] | None = ...,
     max_attempts: int | None = ...,
-    store: Literal["postgresql", "redis"] = ...,
+    store: Literal["postgresql", "redis"] | None = ...,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
 def idempotent(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
-    """Run a function once per key: its effects, key and result are one database transaction.
+    """Run a function once per key.
+
+    In atomic mode its effects, key and result are one database transaction. In leased mode, for
+    effects outside the database, a claim is committed before it runs and extended while it runs,
+    and its result afterwards; ``step()``, ``fenced()`` and ``derived_key()`` belong inside.
 
     Goes directly on the function, under ``@shared_task`` and its like. A duplicate gets the stored
     result, equal in value and type, and runs nothing.
@@ -67,7 +83,7 @@ def idempotent(function: Callable[..., Any] | None = None, /, **options: Any) ->
     ``scope``
         Whose key it is, given like ``key``: the same key in two scopes is two operations.
     ``mode``
-        ``"atomic"``. Leased mode is not there yet.
+        ``"atomic"`` or ``"leased"``.
     ``using``
         The database alias of the transaction; by default where the router writes
         ``IdempotencyKey``. Only effects on that alias belong to it.
@@ -83,10 +99,29 @@ def idempotent(function: Callable[..., Any] | None = None, /, **options: Any) ->
         seconds, under the same id, at no cost to its ``max_retries``; ``"raise"``, and ``"retry"``
         outside a worker, raise ``KeyInProgress``.
 
+    The rest is for leased mode:
+
+    ``lease``
+        Seconds or timedelta after which an owner that gives no sign of life has lost its claim;
+        ``IDEMPOTENCY_LEASE`` by default. A heartbeat extends it.
+    ``on_failed``
+        What an exception of the function means: ``"execute"``: the next call runs it again;
+        ``"raise"``: it has failed for good, and the next call raises ``StoredFailure``.
+    ``on_stale``
+        What a claim does that finds a stale lease: ``"reclaim"`` takes over and goes on after the
+        recorded steps; ``"block"`` raises ``OutcomeUnknown`` until somebody calls ``resolve()``.
+    ``max_attempts``
+        After so many attempts that failed or never ended the operation has failed for good.
+    ``store``
+        Where leases are kept: ``"postgresql"``, or ``"redis"`` (``IDEMPOTENCY_REDIS_URL``) for
+        work that has no effects in the database.
+
     A call raises ``KeyReused`` for a known key with other arguments (the fingerprint is all of
     them, with defaults, without ``self``), ``KeyInProgress``, ``KeyMissing`` for a key that comes
     out empty, ``ReentrantUse``, ``ImproperlyUsed`` for a result that cannot be stored, and what
-    the function raises. After an exception nothing is written, and the next call runs it again.
+    the function raises. In atomic mode nothing is written after an exception, and the next call
+    runs it again. In leased mode it also raises ``StoredFailure``, ``OutcomeUnknown``,
+    ``LeaseLost`` once another owner has taken over, and ``ImproperlyUsed`` inside a transaction.
 
     Decorating raises ``TypeError`` for what cannot be guarded or asks for an unknown argument.
     """
@@ -106,6 +141,52 @@ def guard_of(target: object) -> Guard | None:
     return None
 
 
+class LeasedRules:
+    """The rules of leased mode."""
+
+    def __init__(
+        self,
+        *,
+        lease: float | timedelta | None = None,
+        on_failed: Literal["execute", "raise"] = "execute",
+        on_stale: Literal["reclaim", "block"] = "reclaim",
+        max_attempts: int | None = None,
+        store: Literal["postgresql", "redis"] = "postgresql",
+    ) -> None:
+        if max_attempts is not None and max_attempts < 1:
+            raise ValueError(f"max_attempts= must be at least 1, not {max_attempts!r}.")
+        self._lease = None if lease is None else duration(lease, "lease", least=SHORTEST_LEASE)
+        self._on_failed = on_failed
+        self._on_stale = on_stale
+        self._max_attempts = max_attempts
+        self._store = store
+
+    def terms(self, on_completed: OnCompleted) -> Terms:
+        """Return the terms of one call."""
+        from idempotency.stores import UNLIMITED, Terms
+
+        return Terms(
+            lease=self._lease or conf.LEASE,
+            on_completed=on_completed,
+            on_failed=self._on_failed,
+            on_stale=self._on_stale,
+            max_attempts=self._max_attempts or UNLIMITED,
+            releasing=_celery().CONTROL_FLOW if "celery" in sys.modules else (),
+        )
+
+    def store(self, records: IdempotencyKeyQuerySet) -> Store:
+        """Return where leases are kept. Raises ``ImproperlyUsed`` where that is not installed."""
+        if self._store == "postgresql":
+            return records
+        try:
+            from idempotency.redis import RedisStore
+        except ModuleNotFoundError as error:
+            if error.name != "redis":
+                raise
+            raise ImproperlyUsed('store="redis" needs the package redis.') from error
+        return RedisStore()
+
+
 class Guard:
     """The rules under which one function runs once."""
 
@@ -121,6 +202,7 @@ class Guard:
         wait: float | timedelta | None = None,
         on_completed: OnCompleted = "replay",
         on_in_progress: Literal["retry", "raise"] = "retry",
+        leased: LeasedRules | None = None,
     ) -> None:
         self.function = function
         self.parameters = Parameters(function)
@@ -132,6 +214,7 @@ class Guard:
         self._wait = timedelta(0) if wait is None else duration(wait, "wait", least=timedelta(0))
         self._on_completed = on_completed
         self._on_in_progress = on_in_progress
+        self._leased = leased
 
     @property
     def using(self) -> str:
@@ -173,14 +256,16 @@ class Guard:
         self, task: Task[..., Any] | None, message_id: str, args: Any, kwargs: Any
     ) -> Any:
         from idempotency.execution import run_once
+        from idempotency.leases import run_leased
         from idempotency.models import IdempotencyKey
 
-        return run_once(
-            IdempotencyKey.objects.using(self.using),
-            self._operation(task, message_id, args, kwargs),
-            functools.partial(self.function, *args, **kwargs),
-            on_completed=self._on_completed,
-        ).value
+        records = IdempotencyKey.objects.using(self.using)
+        operation = self._operation(task, message_id, args, kwargs)
+        body = functools.partial(self.function, *args, **kwargs)
+        if self._leased is None:
+            return run_once(records, operation, body, on_completed=self._on_completed).value
+        terms = self._leased.terms(self._on_completed)
+        return run_leased(self._leased.store(records), records, operation, body, terms).value
 
     def _operation(
         self, task: Task[..., Any] | None, message_id: str, args: Any, kwargs: Any
@@ -216,7 +301,7 @@ class Guard:
 
 def _guarded(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     _require_guardable(function)
-    guard = Guard(function, **_atomic_options(options))
+    guard = Guard(function, **_rules(options))
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -245,25 +330,18 @@ def _require_guardable(function: Any) -> None:
         raise TypeError(f"{name} is a generator: it would run after its transaction is over.")
 
 
-def _atomic_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of atomic mode; refuse the rest, and what is not built yet, by name."""
-    given = dict(options)
-    if given.pop("mode", "atomic") != "atomic":
-        raise ImproperlyUsed('mode="leased" is not there yet: only mode="atomic" is.')
-    leased = [name for name in LEASED_ONLY if given.pop(name, None) is not None]
-    if leased:
-        raise TypeError(f'{leased[0]}= belongs to mode="leased", and this guard is atomic.')
-    if given.pop("store", "postgresql") != "postgresql":
-        raise TypeError('store="redis" belongs to mode="leased", and this guard is atomic.')
-    if given.pop("on_failed", "execute") != "execute":
-        raise ImproperlyUsed('on_failed="raise" is not there yet: a failure leaves no trace.')
+def _rules(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a guard; refuse what its mode does not have, by name."""
+    given = {name: value for name, value in options.items() if value is not None}
     for name, values in CHOICES.items():
         if name in given and given[name] not in values:
             raise TypeError(f"{name}= is one of {', '.join(values)}, not {given[name]!r}.")
+    leased = {name: given.pop(name) for name in LEASED_ONLY if name in given}
+    if given.pop("mode", "atomic") == "leased":
+        return {**given, "leased": LeasedRules(**leased)}
+    if leased:
+        raise TypeError(f'{next(iter(leased))}= belongs to mode="leased"; this guard is atomic.')
     return given
-
-
-CHOICES = {"on_completed": ("replay", "execute", "raise"), "on_in_progress": ("retry", "raise")}
 
 
 def _celery() -> Any:

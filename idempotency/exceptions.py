@@ -6,6 +6,9 @@ from __future__ import annotations
 class IdempotencyError(Exception):
     """Base of the exceptions of this app."""
 
+    counted = False
+    """Whether the signal for it has been sent."""
+
 
 class KeyMissing(IdempotencyError):
     """The operation has no key: none was given, or what was given came out empty."""

@@ -6,6 +6,7 @@ together or not at all. A crash anywhere rolls everything back, so nothing is ev
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,15 +16,18 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from django.db import OperationalError, transaction
 
-from idempotency import results
+from idempotency import results, signals
 from idempotency.exceptions import (
+    IdempotencyError,
     ImproperlyUsed,
     KeyInProgress,
     KeyReused,
+    LeaseLost,
     OutcomeUnknown,
     ReentrantUse,
     StoredFailure,
 )
+from idempotency.keys import make_key
 from idempotency.signals import executed, replayed
 
 if TYPE_CHECKING:
@@ -38,6 +42,15 @@ OnCompleted = Literal["replay", "execute", "raise"]
 KEY_LENGTH = 255
 # serialization_failure, deadlock_detected, lock_not_available: another transaction was first.
 LOST_RACE = frozenset({"40001", "40P01", "55P03"})
+
+SIGNALS = {
+    KeyInProgress: signals.in_progress,
+    KeyReused: signals.mismatch,
+    LeaseLost: signals.fenced_out,
+    OutcomeUnknown: signals.unknown,
+}
+
+logger = logging.getLogger(__name__)
 
 _executing: ContextVar[frozenset[tuple[str, str, str, str]]] = ContextVar(
     "idempotency_executing", default=frozenset()
@@ -69,6 +82,11 @@ class Operation:
 
     def __str__(self) -> str:
         return f"{self.namespace!r} key {self.key!r}"
+
+    @property
+    def digest(self) -> str:
+        """Names it in logs, where the key itself may not be."""
+        return f"{self.namespace} {make_key(self.namespace, self.key, scope=self.scope)[:17]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +122,17 @@ def run_once(
     key with another fingerprint, ``ReentrantUse`` if the body calls its own operation, and
     whatever the body raises, after the rollback.
     """
+    with telling(records, operation):
+        return _run_once(records, operation, body, on_completed, codec)
+
+
+def _run_once(
+    records: IdempotencyKeyQuerySet,
+    operation: Operation,
+    body: Callable[[], T],
+    on_completed: OnCompleted,
+    codec: Codec[T],
+) -> Outcome[T]:
     in_body = False
     try:
         with transaction.atomic(using=records.db), not_reentrant(records.db, operation):
@@ -175,6 +204,30 @@ def tell(
     signal.send(
         sender=records.model, record=record, message_id=operation.message_id, using=records.db
     )
+
+
+def count(signal: Signal, records: IdempotencyKeyQuerySet, operation: Operation) -> None:
+    """Send a signal that is for counting."""
+    signal.send_robust(
+        sender=records.model,
+        operation=operation,
+        message_id=operation.message_id,
+        using=records.db,
+    )
+
+
+@contextmanager
+def telling(records: IdempotencyKeyQuerySet, operation: Operation) -> Iterator[None]:
+    """Log and count what the operation ends with, if it is ours; guards may be nested."""
+    try:
+        yield
+    except IdempotencyError as error:
+        signal = SIGNALS.get(type(error))
+        if signal is not None and not error.counted:
+            error.counted = True
+            logger.info("%s ends with %s.", operation.digest, type(error).__name__)
+            count(signal, records, operation)
+        raise
 
 
 @contextmanager

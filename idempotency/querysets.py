@@ -13,6 +13,7 @@ from idempotency import execution, keys
 from idempotency.calls import key_text
 from idempotency.conf import conf, duration
 from idempotency.exceptions import KeyInProgress
+from idempotency.leased_querysets import LeasedQuerySet
 
 if TYPE_CHECKING:
     from idempotency.execution import Operation, Outcome
@@ -120,7 +121,7 @@ class Claim(NamedTuple):
         return None if self.expired else self.found
 
 
-class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
+class IdempotencyKeyQuerySet(LeasedQuerySet):
     """Keys. ``claim``, ``wait`` and ``complete`` belong in one transaction on this alias."""
 
     def claim(self, operation: Operation) -> Claim:

@@ -1,8 +1,14 @@
-"""Sent inside the transaction of a guarded operation: what a receiver writes commits with it.
+"""What becomes of guarded operations.
 
-Both are sent with ``sender=IdempotencyKey``, ``record`` (the ``IdempotencyKey`` as stored),
+``executed`` and ``replayed`` are sent inside the operation's transaction (in leased mode that of
+its completion): what a receiver writes commits with it, and an exception of a receiver rolls it
+back. Their arguments are ``sender=IdempotencyKey``, ``record`` (the ``IdempotencyKey`` as stored),
 ``message_id`` (the id of the Celery request whose guard this is, ``""`` where there is none) and
-``using`` (the database alias). An exception of a receiver rolls the operation back.
+``using`` (the database alias).
+
+The others are for counting. They are sent robustly, with the same arguments but ``operation``
+(its ``namespace``, ``scope`` and ``key``) instead of ``record``; what their receivers write in
+atomic mode is rolled back with the call.
 """
 
 from __future__ import annotations
@@ -14,3 +20,18 @@ executed = Signal()
 
 replayed = Signal()
 """The operation had run before, and its stored result is returned."""
+
+reclaimed = Signal()
+"""A lease was stale, and this claim has taken it over."""
+
+in_progress = Signal()
+"""A duplicate met the execution itself: it has to come again."""
+
+mismatch = Signal()
+"""The key was given with other arguments, or to a guard that takes no duplicates."""
+
+fenced_out = Signal()
+"""An owner had lost its lease; what it wrote is rolled back."""
+
+unknown = Signal()
+"""A duplicate met an operation whose outcome is unknown."""
