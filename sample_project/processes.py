@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,16 +56,15 @@ class _Guard:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pipe: IO[str] | None = None
+        self._pipe: int | None = None
 
     def tell(self, order: str) -> None:
         with self._lock:
             if self._pipe is None:
                 self._pipe = self._start()
-            self._pipe.write(order + "\n")
-            self._pipe.flush()
+            os.write(self._pipe, f"{order}\n".encode())
 
-    def _start(self) -> IO[str]:
+    def _start(self) -> int:
         read_end, write_end = os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARD],
@@ -78,7 +77,7 @@ class _Guard:
         os.close(read_end)
         # It outlives us on purpose: without a status Popen would warn of that when we exit.
         process.returncode = 0
-        return os.fdopen(write_end, "w")
+        return write_end
 
 
 _guard = _Guard()
