@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Collate
 from django.utils.translation import gettext_lazy as _
 
 from idempotency.querysets import IdempotencyKeyManager
@@ -91,8 +92,10 @@ class IdempotencyKey(models.Model):
         verbose_name = _("idempotency key")
         indexes: ClassVar = [
             models.Index("expires_at", name="idempotency_expires"),
-            # The admin's page of one namespace, newest first.
-            models.Index("namespace", "id", name="idempotency_namespace"),
+            # The admin's page of one namespace, newest first. In a collation of its own, so that no
+            # claim can use it: with old statistics the planner would, and read the namespace's
+            # every row.
+            models.Index(Collate("namespace", "C"), "id", name="idempotency_namespace"),
             # What needs a person, or soon may; nearly every row is completed and not in it.
             models.Index(
                 "state", "id", name="idempotency_unfinished", condition=~Q(state="completed")

@@ -69,14 +69,17 @@ WHERE stored.id = %(replaced)s AND stored.token IS NOT DISTINCT FROM %(token)s
 """
 )
 
-# SELECT DISTINCT would read the whole table.
+# SELECT DISTINCT would read the whole table. The index is in the collation "C".
 NAMESPACES = """
 WITH RECURSIVE names (name) AS (
-    (SELECT namespace FROM idempotency_idempotencykey ORDER BY namespace LIMIT 1)
+    (
+        SELECT namespace COLLATE "C" FROM idempotency_idempotencykey
+        ORDER BY namespace COLLATE "C" LIMIT 1
+    )
     UNION ALL
     SELECT (
-        SELECT namespace FROM idempotency_idempotencykey
-        WHERE namespace > name ORDER BY namespace LIMIT 1
+        SELECT namespace COLLATE "C" FROM idempotency_idempotencykey
+        WHERE namespace COLLATE "C" > name ORDER BY namespace COLLATE "C" LIMIT 1
     )
     FROM names
     WHERE name IS NOT NULL

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import pickle
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from django.db import transaction
 
 from idempotency import idempotent
 from idempotency.decorators import guard_of
-from idempotency.exceptions import KeyInProgress, KeyMissing, KeyReused
+from idempotency.exceptions import KeyMissing, KeyReused
 from idempotency.models import IdempotencyKey
 from tests.project.celery import app
 from tests.project.models import Effect
@@ -368,9 +367,3 @@ class TestTasks:
             assert retried.apply(task_id="message").get() == "done"
         assert Effect.objects.count() == 1
         assert IdempotencyKey.objects.get().key == "message"
-
-
-def test_errors_survive_pickling() -> None:
-    """A prefork pool sends them from the child to the parent."""
-    error = pickle.loads(pickle.dumps(KeyInProgress("k", retry_after=7)))  # noqa: S301
-    assert (str(error), error.retry_after) == ("k", 7)
