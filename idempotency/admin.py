@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
-from django.db.models.functions import Now
+from django.db.models.functions import Collate, Now
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from django.utils.safestring import SafeString
 
 MESSAGE_PAGE = "outbox_outboxmessage_change"
+
+
+class StateFilter(admin.SimpleListFilter):
+    title = gettext_lazy("state")
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return IdempotencyKey.State.choices
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[IdempotencyKey]
+    ) -> QuerySet[IdempotencyKey]:
+        return queryset.filter(state=self.value()) if self.value() else queryset
 
 
 class ExpiryFilter(admin.SimpleListFilter):
@@ -50,20 +63,29 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
     """List, search and look at keys."""
 
     list_display = ("key", "namespace", "scope", "state", "age", "expires_in", "message")
-    list_filter = (ExpiryFilter,)
+    list_filter = (StateFilter, ExpiryFilter)
     sortable_by = ("age",)
     search_fields = ("key",)  # see get_search_results
     search_help_text = gettext_lazy("A key, or a part of a namespace")
     fieldsets = (
         (None, {"fields": ("key", "namespace", "scope", "state", "message", "fingerprint")}),
-        (gettext_lazy("Result"), {"fields": ("masked_result",)}),
+        (gettext_lazy("Result"), {"fields": ("masked_result", "masked_checkpoint", "error")}),
+        (gettext_lazy("Claim"), {"fields": ("attempt", "owner", "lease_expires")}),
         (gettext_lazy("Times"), {"fields": ("created", "finished", "expires")}),
     )
-    readonly_fields = ("message", "masked_result", "created", "finished", "expires")
+    readonly_fields = (
+        "message",
+        "masked_result",
+        "masked_checkpoint",
+        "lease_expires",
+        "created",
+        "finished",
+        "expires",
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[IdempotencyKey]:
         keys: QuerySet[IdempotencyKey] = IdempotencyKey.objects.all()
-        return keys.defer("result", "fingerprint")
+        return keys.defer("result", "checkpoint", "error", "fingerprint")
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         # Expired keys are the oldest: by id, the database would walk past all the others first.
@@ -85,7 +107,7 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
             return queryset.filter(key=term), False
         names = IdempotencyKey.objects.using(queryset.db).namespaces()
         found = [term] if term in names else [n for n in names if term.lower() in n.lower()]
-        return queryset.filter(namespace__in=found), False
+        return queryset.alias(indexed=Collate("namespace", "C")).filter(indexed__in=found), False
 
     @admin.display(description=gettext_lazy("age"), ordering="id")
     def age(self, key: IdempotencyKey) -> SafeString:
@@ -104,9 +126,15 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
 
     @admin.display(description=gettext_lazy("result"))
     def masked_result(self, key: IdempotencyKey) -> str:
-        if key.result is None:
-            return _("none")
-        return _("%(size)s bytes, not shown") % {"size": f"{len(key.result):,}"}
+        return _masked(key.result)
+
+    @admin.display(description=gettext_lazy("steps"))
+    def masked_checkpoint(self, key: IdempotencyKey) -> str:
+        return _masked(key.checkpoint)
+
+    @admin.display(description=gettext_lazy("lease expires"))
+    def lease_expires(self, key: IdempotencyKey) -> SafeString:
+        return moment(key.lease_expires_at)
 
     @admin.display(description=gettext_lazy("created"))
     def created(self, key: IdempotencyKey) -> SafeString:
@@ -123,3 +151,10 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("expires"))
     def expires_in(self, key: IdempotencyKey) -> str:
         return "" if key.expires_at is None else distance(key.expires_at)
+
+
+def _masked(value: bytes | memoryview | None) -> str:
+    """Tell that something is stored, and not what: a response or a result may hold secrets."""
+    if value is None:
+        return _("none")
+    return _("%(size)s bytes, not shown") % {"size": f"{len(value):,}"}
