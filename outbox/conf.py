@@ -34,6 +34,16 @@ class OutboxSettings(AppSettings):
     MAX_ATTEMPTS: int = 10
     """How many times a message may be refused by the broker before it is dead."""
 
+    REDELIVER_AFTER: timedelta = timedelta(minutes=5)
+    """How long a relay waits for a published message's receipt before it publishes it again.
+
+    Longer than a task usually takes. It doubles with each redelivery, and nothing is redelivered
+    that may still be waiting in its queue.
+    """
+
+    MAX_REDELIVERIES: int = 8
+    """How many times a message is published again for want of a receipt before it is stuck."""
+
     BACKOFF_BASE: timedelta = timedelta(seconds=1)
     """Upper bound of the wait after the first refusal; it doubles with each further one.
 

@@ -59,7 +59,7 @@ class OutboxMessage(models.Model):
         EXECUTED = "executed", _("executed")
         # Celery gave it up: retries are exhausted, or the error was final.
         FAILED = "failed", _("failed")
-        # expires_at passed before it was published.
+        # expires_at passed before it was published, or before its receipt came.
         EXPIRED = "expired", _("expired")
         # The broker refused this message, and not all messages, too often.
         DEAD = "dead", _("dead")
@@ -99,6 +99,11 @@ class OutboxMessage(models.Model):
     )
     attempts = models.PositiveIntegerField(
         default=0, help_text=_("How often the broker refused it; outages do not count.")
+    )
+    redeliveries = models.PositiveIntegerField(
+        default=0,
+        db_default=0,
+        help_text=_("How often it was published again because its receipt had not come."),
     )
     errors = models.JSONField(default=list, blank=True)
     created_at = models.DateTimeField(db_default=ClockTimestamp())
@@ -159,8 +164,9 @@ class OutboxMessage(models.Model):
                         published_at__isnull=False,
                         executed_at__isnull=True,
                     )
+                    | Q(status="expired", available_at__isnull=True, executed_at__isnull=True)
                     | Q(
-                        status__in=["expired", "dead"],
+                        status="dead",
                         available_at__isnull=True,
                         published_at__isnull=True,
                         executed_at__isnull=True,

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from celery import Celery
 from kombu import Connection, Exchange, Producer
-from kombu.common import Broadcast
 
 from outbox.exceptions import BrokerUnavailable
 
@@ -128,6 +127,21 @@ class Publisher:
             self.close()
         return result
 
+    def is_empty(self, queue: str) -> bool:
+        """Tell whether no message waits in the queue; one that is missing is empty.
+
+        What a worker has already taken does not count. Raises ``BrokerUnavailable``.
+        """
+        try:
+            return self._connected().waiting(queue) == 0
+        except BrokerUnavailable:
+            raise
+        except Exception as error:
+            self.close()
+            raise BrokerUnavailable(
+                f"could not look at queue {queue!r}: {_describe(error)}"
+            ) from error
+
     def _connected(self) -> _Link:
         if self._link is None:
             self._link = _connect(self.app, self.write_timeout)
@@ -154,7 +168,7 @@ class _Link:
         self._declared: dict[tuple[str, str], str] = {}
 
     def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
-        sendable = [m for m in messages if self._declare(m, result)]
+        sendable = self._declared_of(messages, result)
         if getattr(self.producer, "supports_batch_publish", False):
             result.in_doubt |= {m.id: m for m in sendable}
             with self.producer.batch():
@@ -168,6 +182,15 @@ class _Link:
                 self._send(message)
                 result.confirm(message.id)
 
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in the queue."""
+        try:
+            with self._own_channel() as channel:
+                declared: Any = self.app.amqp.queues[queue](channel).queue_declare(passive=True)
+        except (KeyError, *self.channel_errors):
+            return 0
+        return int(declared.message_count)
+
     def _send(self, message: Outgoing, **options: Any) -> None:
         self.producer.publish(
             message.body,
@@ -178,6 +201,12 @@ class _Link:
             **message.properties,
             **options,
         )
+
+    def _declared_of(self, messages: Sequence[Outgoing], result: Published) -> list[Outgoing]:
+        """Declare what the messages need; refuse those for which that is impossible."""
+        # A problem may be mended on the broker: look again with each batch.
+        self._declared = {target: "" for target, problem in self._declared.items() if not problem}
+        return [m for m in messages if self._declare(m, result)]
 
     def _declare(self, message: Outgoing, result: Published) -> bool:
         """Declare what Celery would declare for this message, once per connection."""
@@ -191,27 +220,33 @@ class _Link:
                 self._declared[target] = ""
         problem = self._declared[target]
         if problem:
-            # It may be mended on the broker: look again with the next attempt.
             result.refuse(message.id, problem)
         return not problem
 
     def _declare_target(self, queue_name: str, exchange: str) -> None:
         """Passively first: a channel survives a mismatch that way, and a publish does not."""
-        if queue_name:
-            queue = self.app.amqp.queues[queue_name]
-            if isinstance(queue, Broadcast):
-                queue_name = ""
-            elif exchange and exchange == queue.exchange.name:
+        queue = self.app.amqp.queues[queue_name] if queue_name else None
+        if queue is not None and not queue.no_declare:
+            if exchange:
                 self._ensure(queue.exchange)
-            if queue_name:
-                self._ensure(queue)
-                if exchange:
-                    with self._own_channel() as channel:
-                        queue(channel).queue_bind()
-                return
-        if exchange:
-            with self._own_channel() as channel:
-                Exchange(exchange, passive=True)(channel).declare()
+            self._ensure(queue)
+            if exchange:
+                self._bind(queue)
+        if exchange and (queue is None or exchange != queue.exchange.name):
+            self._require_exchange(exchange)
+
+    def _require_exchange(self, exchange: str) -> None:
+        """Raise if an exchange that nothing declares is missing. Brokers of Redis' kind can't tell:
+        there each process knows only the exchanges that it has declared itself."""
+
+    def _bind(self, queue: Any) -> None:
+        with self._own_channel() as channel:
+            bound = queue(channel)
+            if queue.exchange.name:
+                bound.queue_bind()
+            for binding in queue.bindings:
+                binding.declare(channel)
+                binding.bind(bound)
 
     def _own_channel(self) -> closing[Any]:
         """A channel for a declaration: when that fails, the broker closes it."""
@@ -244,14 +279,19 @@ class _ConfirmingLink(_Link):
 
     def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
         self._result = result
-        for message in messages:
-            if not self._declare(message, result):
-                continue
+        # All of it first: an error of a publish under way would come up in a declaration, and
+        # py-amqp opens the channel again without confirms.
+        sendable = self._declared_of(messages, result)
+        for message in sendable:
             while len(self._unconfirmed) >= WINDOW:
                 self._drain(deadline)
             self._publish_unconfirmed(message, result, deadline)
         while self._unconfirmed:
             self._drain(deadline)
+
+    def _require_exchange(self, exchange: str) -> None:
+        with self._own_channel() as channel:
+            Exchange(exchange, passive=True)(channel).declare()
 
     def _publish_unconfirmed(self, message: Outgoing, result: Published, deadline: float) -> None:
         tag = self._last_tag + 1

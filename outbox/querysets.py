@@ -10,7 +10,7 @@ from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import connections, models, router, transaction
-from django.db.models import Case, F, Value, When
+from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Now
 
 from idempotency.decorators import guard_of
@@ -27,6 +27,7 @@ KEY_LENGTH = 255
 KEPT_ERRORS = 20
 ERROR_LENGTH = 1000
 RETRYABLE = ("dead", "failed", "expired")
+STUCK = Q(status="published", awaits_receipt=True, available_at=None)
 DISCARDABLE = ("pending", "dead", "failed")
 TRANSACTION_TIMEOUT_SINCE = 170000
 
@@ -46,6 +47,10 @@ class ClaimedMessage:
     expires_at: datetime | None
     expires_in: float | None
     claimed_at: datetime
+    # It was published before and its receipt has not come.
+    redelivery: bool
+    # A message of the same queue that was published after it has its receipt.
+    overtaken: bool
 
     @property
     def expired(self) -> bool:
@@ -76,8 +81,8 @@ class OutboxQuerySet(QuerySet):
         return self.filter(status="pending")
 
     def due(self) -> OutboxQuerySet:
-        """Pending messages whose moment has come, which a relay would claim now."""
-        return self.filter(status="pending", available_at__lte=Now())
+        """Messages whose moment has come, which a relay would claim now."""
+        return self.filter(available_at__lte=Now())
 
     def published(self) -> OutboxQuerySet:
         return self.filter(status="published")
@@ -94,9 +99,13 @@ class OutboxQuerySet(QuerySet):
     def dead(self) -> OutboxQuerySet:
         return self.filter(status="dead")
 
+    def stuck(self) -> OutboxQuerySet:
+        """Published messages whose receipt never came, however often they were redelivered."""
+        return self.filter(STUCK)
+
     def retryable(self) -> OutboxQuerySet:
         """What ``retry`` moves."""
-        return self.filter(status__in=RETRYABLE)
+        return self.filter(Q(status__in=RETRYABLE) | STUCK)
 
     def discardable(self) -> OutboxQuerySet:
         """What ``discard`` moves."""
@@ -112,15 +121,16 @@ class OutboxQuerySet(QuerySet):
             return [name for (name,) in cursor]
 
     def retry(self) -> int:
-        """Make the dead, failed and expired messages of this queryset pending again.
+        """Make the dead, failed, expired and stuck messages of this queryset pending again.
 
         They keep their ids, attempts start from 0, and an expiry that has passed is dropped.
         Returns how many moved.
         """
         return self._move(
-            RETRYABLE,
+            Q(status__in=RETRYABLE) | STUCK,
             status="pending",
             attempts=0,
+            redeliveries=0,
             available_at=Now(),
             published_at=None,
             expires_at=Case(When(expires_at__gt=Now(), then=F("expires_at")), default=Value(None)),
@@ -131,18 +141,17 @@ class OutboxQuerySet(QuerySet):
 
         A row that a relay holds at this moment is skipped. Returns how many moved.
         """
-        return self._move(DISCARDABLE, status="discarded", available_at=None)
+        return self._move(Q(status__in=DISCARDABLE), status="discarded", available_at=None)
 
-    def _move(self, states: tuple[str, ...], **changes: Any) -> int:
+    def _move(self, states: Q, **changes: Any) -> int:
         alias = self._db or router.db_for_write(self.model)
         rows = self.using(alias)
         with transaction.atomic(using=alias):
-            free = rows.filter(status__in=states).select_for_update(skip_locked=True)
-            return (
-                self.model._base_manager.using(alias)
-                .filter(pk__in=free.order_by().values("pk"), status__in=states)
-                .update(**changes)
+            free = rows.filter(states).select_for_update(skip_locked=True)
+            moved = self.model._base_manager.using(alias).filter(
+                states, pk__in=free.order_by().values("pk")
             )
+            return moved.update(**changes)
 
     # What follows is the relay's. It takes rows by their state and age, not by this queryset.
 
@@ -167,8 +176,17 @@ class OutboxQuerySet(QuerySet):
             return [ClaimedMessage(*row) for row in cursor]
 
     def settle(self, confirmed: Iterable[UUID]) -> int:
-        """Mark claimed messages as published."""
-        return self._execute(SETTLE, [list(confirmed)])
+        """Mark claimed messages as published; those that await a receipt are looked at again."""
+        parameters = {
+            "ids": list(confirmed),
+            "redeliver_after": conf.REDELIVER_AFTER,
+            "max_redeliveries": conf.MAX_REDELIVERIES,
+        }
+        return self._execute(SETTLE, parameters)
+
+    def postpone(self, waiting: Iterable[UUID]) -> int:
+        """Look again later at claimed messages that may still be waiting in their queue."""
+        return self._execute(POSTPONE, [conf.REDELIVER_AFTER, list(waiting)])
 
     def expire(self, expired: Iterable[UUID]) -> int:
         """Mark claimed messages as expired: their moment passed before they were published."""
@@ -406,7 +424,13 @@ WITH locked AS (
     FROM locked
 )
 SELECT id, task, exchange, routing_key, queue, headers, properties, body, expires_at,
-    extract(epoch FROM expires_at - clock_timestamp())::float8, clock_timestamp()
+    extract(epoch FROM expires_at - clock_timestamp())::float8, clock_timestamp(),
+    status = 'published',
+    CASE WHEN status = 'published' THEN EXISTS (
+        SELECT FROM outbox_outboxmessage AS later
+        WHERE later.status = 'executed' AND later.created_at > bounded.created_at
+            AND later.queue = bounded.queue AND later.published_at > bounded.published_at
+    ) ELSE false END
 FROM bounded
 WHERE bytes_before = 0 OR bytes_before < %s
 ORDER BY available_at, id
@@ -414,14 +438,26 @@ ORDER BY available_at, id
 
 SETTLE = """
 UPDATE outbox_outboxmessage
-SET status = 'published', published_at = clock_timestamp(), available_at = NULL
-WHERE id = ANY(%s) AND status = 'pending'
+SET status = 'published', published_at = clock_timestamp(),
+    redeliveries = redeliveries + (status = 'published')::int,
+    available_at = CASE
+        WHEN awaits_receipt AND redeliveries + (status = 'published')::int < %(max_redeliveries)s
+        THEN clock_timestamp()
+            + %(redeliver_after)s * power(2, redeliveries + (status = 'published')::int)
+    END
+WHERE id = ANY(%(ids)s) AND status IN ('pending', 'published')
+"""
+
+POSTPONE = """
+UPDATE outbox_outboxmessage
+SET available_at = clock_timestamp() + %s
+WHERE id = ANY(%s) AND status = 'published'
 """
 
 EXPIRE = """
 UPDATE outbox_outboxmessage
 SET status = 'expired', available_at = NULL
-WHERE id = ANY(%s) AND status = 'pending'
+WHERE id = ANY(%s) AND status IN ('pending', 'published')
 """
 
 APPEND_ERROR = """
@@ -437,7 +473,7 @@ REFUSE = f"""
 UPDATE outbox_outboxmessage AS message
 SET attempts = attempts + 1,
     errors = {APPEND_ERROR.format(attempt="attempts + 1", error="refusal.error")},
-    status = CASE WHEN dies THEN 'dead' ELSE 'pending' END,
+    status = CASE WHEN dies AND status = 'pending' THEN 'dead' ELSE status END,
     available_at = CASE WHEN NOT dies THEN
         clock_timestamp() + random() * least(%(cap)s, %(base)s * power(2, least(attempts, 30)))
     END
@@ -447,7 +483,7 @@ FROM (
         AS refused (id, error, permanent)
     JOIN outbox_outboxmessage AS locked USING (id)
 ) AS refusal
-WHERE message.id = refusal.id AND message.status = 'pending'
+WHERE message.id = refusal.id AND message.status IN ('pending', 'published')
 RETURNING message.status
 """
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import timedelta
+from functools import cache
+from operator import add
 from uuid import UUID
 
 from celery import current_app
@@ -34,17 +36,22 @@ PUBLISH_SHARE = 2 / 3
 class RelayResult:
     """How many messages were published, refused for now, and refused for good.
 
-    ``expired`` ones are over without having been published.
+    ``expired`` ones are over without a receipt; ``postponed`` ones may still be waiting in their
+    queue, and are looked at again.
     """
 
     published: int = 0
     failed: int = 0
     dead: int = 0
     expired: int = 0
+    postponed: int = 0
+
+    def __add__(self, other: RelayResult) -> RelayResult:
+        return RelayResult(*map(add, astuple(self), astuple(other)))
 
     @property
     def claimed(self) -> int:
-        return self.published + self.failed + self.dead + self.expired
+        return sum(astuple(self))
 
 
 class Relay:
@@ -74,9 +81,13 @@ class Relay:
             if not claim:
                 return RelayResult()
             expired = [message.id for message in claim if message.expired]
-            outgoing = [_outgoing(message) for message in claim if not message.expired]
-            published = self.publisher.publish(outgoing, self._publish_timeout)
-            result = self._settle(published, expired)
+            waiting = self._waiting(claim)
+            ended = {*expired, *waiting}
+            published = self.publisher.publish(
+                [_outgoing(message) for message in claim if message.id not in ended],
+                self._publish_timeout,
+            )
+            result = self._settle(published, expired, waiting)
         self._report(published)
         if published.unavailable:
             raise BrokerUnavailable(published.unavailable)
@@ -86,12 +97,7 @@ class Relay:
         """Publish what is due until nothing is. Raises ``BrokerUnavailable`` in an outage."""
         total = RelayResult()
         while (result := self.run_once()).claimed:
-            total = RelayResult(
-                total.published + result.published,
-                total.failed + result.failed,
-                total.dead + result.dead,
-                total.expired + result.expired,
-            )
+            total += result
         return total
 
     def run(self, stop: threading.Event | None = None) -> None:
@@ -124,19 +130,44 @@ class Relay:
         seconds: float = conf.CLAIM_TIMEOUT.total_seconds()
         return seconds * PUBLISH_SHARE
 
-    def _settle(self, published: Published, expired: list[UUID]) -> RelayResult:
+    def _waiting(self, claim: list[ClaimedMessage]) -> list[UUID]:
+        """Return the redeliveries whose last delivery may still be in its queue.
+
+        It is not when the queue is empty, or when later messages of the queue have been executed:
+        so a backlog does not become a storm, and what a broker forgot comes again.
+        """
+        is_empty = cache(self.publisher.is_empty)
+        return [
+            message.id
+            for message in claim
+            if message.redelivery
+            and not message.expired
+            and not message.overtaken
+            and message.queue
+            and not is_empty(message.queue)
+        ]
+
+    def _settle(
+        self, published: Published, expired: list[UUID], waiting: list[UUID]
+    ) -> RelayResult:
         messages = OutboxMessage.objects.using(self.using)
         if published.confirmed:
             messages.settle(published.confirmed)
         if expired:
             messages.expire(expired)
+        if waiting:
+            messages.postpone(waiting)
         dead = 0
         if published.refused:
             dead = messages.refuse(
                 [Refusal(id, r.error, r.permanent) for id, r in published.refused.items()]
             )
         return RelayResult(
-            len(published.confirmed), len(published.refused) - dead, dead, len(expired)
+            len(published.confirmed),
+            len(published.refused) - dead,
+            dead,
+            len(expired),
+            len(waiting),
         )
 
     def _report(self, published: Published) -> None:
