@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,12 @@ def task_of(guard: Guard) -> Task[..., Any] | None:
     if running is not None and guard_of(running) is guard:
         return running
     # Called as task.run(), or a plain function.
+    return _registered(guard, len(current_app.tasks))
+
+
+@functools.cache
+def _registered(guard: Guard, tasks: int) -> Task[..., Any] | None:
+    """Look through the registry, once for each number of tasks in it."""
     return next((task for task in current_app.tasks.values() if guard_of(task) is guard), None)
 
 
