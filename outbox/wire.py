@@ -19,12 +19,13 @@ from decimal import Decimal
 from json import JSONDecoder
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from celery import Celery, chord, group
-from celery.canvas import Signature, _chain
+from celery import Celery, chunks, group
+from celery.canvas import Signature, _chain, maybe_signature
 from celery.exceptions import AlwaysEagerIgnored
 from celery.result import denied_join_result
+from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu import Producer, serialization
 from kombu.compression import decompress
@@ -52,6 +53,11 @@ __all__ = [
 MAX_HEADERS_BYTES = 120 * 1024
 MAX_SHORT_STRING_BYTES = 255
 AMQP_INTEGERS = range(-(2**63), 2**63)
+KOMBU_TYPED = {"__type__", "__value__"}
+MAX_COUNTDOWN = 100 * 365 * 86_400
+
+# With these a call publishes at once, whatever its producer.
+PUBLISHING_OPTIONS = ("connection", "producer", "publisher")
 
 # kombu.utils.json.loads() makes a decoder each time, which costs more than the decoding.
 json_loads: Callable[[str], Any] = JSONDecoder(object_hook=object_hook).decode
@@ -80,7 +86,9 @@ def is_capturing(producer: object) -> bool:
 
 def id_for(signature: Any) -> UUID:
     """Return the id of the message to be: a new one, or that of a chain Celery has prepared."""
-    prepared = signature.options.get("chain") and signature.options.get("task_id")
+    if not isinstance(signature, Signature):
+        raise TypeError(f"Enqueue a signature, task.s(...) for instance, not {signature!r}.")
+    prepared = "chain" in signature.options and signature.options.get("task_id")
     return UUID(prepared) if prepared else message_id()
 
 
@@ -102,7 +110,14 @@ def build(signature: Any, id: UUID) -> WireMessage:
     ``UnserializableArgument`` for an argument, header or option that the wire does not take.
     """
     app = signature.app
-    head = _head(signature, app)
+    # A result backend may connect when a task is called (Redis subscribes, RPC declares a queue):
+    # it must not, inside somebody's transaction. Where results must not be joined, it does not.
+    with denied_join_result():
+        head = _head(signature, app)
+        return _build(head, app, id)
+
+
+def _build(head: Any, app: Celery, id: UUID) -> WireMessage:
     own_id = head.options.pop("task_id", None)
     if own_id not in (None, str(id)):
         raise ValueError(
@@ -113,29 +128,30 @@ def build(signature: Any, id: UUID) -> WireMessage:
     eta, delay = _schedule(head, app)
     channel: Any = _CapturingChannel(app)
     producer = _CapturingProducer(channel, auto_declare=False)
-    # A result backend may connect when a task is called (Redis subscribes, RPC declares a queue):
-    # it must not, inside somebody's transaction. Where results must not be joined, it does not.
-    with denied_join_result():
-        try:
-            _apply(head, app, producer, str(id))
-        except SerializationError as error:
-            raise _unserializable(head, error) from error
+    try:
+        _apply(head, app, producer, str(id))
+    except SerializationError as error:
+        raise _unserializable(head, error) from error
     message: WireMessage = channel.wire_message(head.task, eta, delay)
     return message
 
 
 def members(signatures: Any) -> list[Any]:
     """Return the signatures of a group, as the group would call them, or of any iterable."""
-    if not isinstance(signatures, group):
-        return list(signatures)
-    return list(_group_members(signatures, str(message_id())))
+    if isinstance(signatures, chunks):
+        signatures = signatures.group()
+    if isinstance(signatures, group):
+        return list(_group_members(signatures))
+    if isinstance(signatures, Signature):
+        _refuse_chords(signatures)
+        raise TypeError(f"{signatures!r} is one signature: give a list of them, or a group.")
+    return list(signatures)
 
 
 def task_of(signature: Any) -> Any:
     """Return the task that runs first, or None for one that this process does not know."""
-    while isinstance(signature, _chain) and signature.tasks:
-        signature = signature.tasks[0]
-    return signature.app.tasks.get(signature.task)
+    first = _first_step(signature)
+    return first.app.tasks.get(first.task)
 
 
 def decode(
@@ -159,9 +175,15 @@ def decode(
 
 def _head(signature: Any, app: Celery) -> Any:
     """Return a copy of the one step that is sent now, with the ids of all that follows frozen."""
-    _refuse_unsupported(signature)
-    chained = isinstance(signature, _chain)
-    head = _chain_head(signature, app) if chained else signature.clone()
+    _refuse_chords(signature)
+    head = _chain_head(signature, app) if isinstance(signature, _chain) else signature.clone()
+    if isinstance(head, (group, chunks)):
+        raise UnsupportedSignature(
+            f"{head!r} is a group: several messages, not one. "
+            "Use OutboxMessage.objects.enqueue_many(group)."
+        )
+    for option in PUBLISHING_OPTIONS:
+        head.options.pop(option, None)
     for step in (head, *(head.options.get("chain") or ())):
         _freeze_links(step)
     return head
@@ -169,11 +191,12 @@ def _head(signature: Any, app: Celery) -> Any:
 
 def _chain_head(signature: Any, app: Celery) -> Any:
     # What chain.run() does; it offers no way to do it without publishing.
-    options = dict(signature.clone().options)
+    options = dict(signature.options)
+    own_id = _first_step(signature).options.get("task_id")
     links = options.pop("link", None)
     steps, results = signature.prepare_steps(
         signature.args,
-        signature.kwargs,
+        {},
         signature.tasks,
         options.pop("root_id", None),
         options.pop("parent_id", None),
@@ -187,74 +210,82 @@ def _chain_head(signature: Any, app: Celery) -> Any:
     if not results:
         raise UnsupportedSignature("The chain has no task in it: there is nothing to enqueue.")
     for step in steps:
-        _refuse_unsupported(step)
+        _refuse_chords(step)
     if links:
         steps[0].extend_list_option("link", links)
     head: Any = steps.pop()
-    if isinstance(head, group):
-        raise _unsupported_group(head)
-    head.options.pop("task_id")
-    head.options.update(options)
-    if steps:
-        head.options["chain"] = steps + list(head.options.get("chain") or [])
+    options["chain"] = list(options.get("chain") or ()) + steps
+    head.options = head.clone(**options).options | {"chain": options["chain"], "task_id": own_id}
     return head
+
+
+def _first_step(signature: Any) -> Any:
+    while isinstance(signature, _chain) and signature.tasks:
+        signature = signature.tasks[0]
+    return signature
 
 
 def _freeze_links(signature: Any) -> None:
     """Give every callback its id now: a redelivery must not run it under a new one."""
     for option in ("link", "link_error"):
-        links = signature.options.get(option)
-        if not links:
-            continue
-        frozen = [Signature.from_dict(dict(link)).clone() for link in _as_list(links)]
-        for link in frozen:
-            _refuse_unsupported(link)
-            had_reply_to = "reply_to" in link.options
-            link.freeze()
-            if not had_reply_to:
-                # Left out, the worker that calls the callback says where its result goes.
-                link.options.pop("reply_to", None)
-            _freeze_links(link)
-        signature.options[option] = frozen
+        links = signature["options"].get(option)
+        if isinstance(links, (list, tuple)):
+            signature["options"][option] = [_frozen(link) for link in links]
+        elif links:
+            signature["options"][option] = _frozen(links)
+    for nested in _nested(signature):
+        _freeze_links(nested)
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _frozen(callback: Any) -> Any:
+    """Return a copy of the callback and of what is nested in it; the caller's keep no id."""
+    callback = {**callback, "options": dict(callback["options"])}
+    if callback.get("subtask_type") != "chain":
+        callback["options"].setdefault("task_id", str(uuid4()))
+    if nested := _nested(callback):
+        tasks = [_frozen(signature) for signature in nested]
+        callback["kwargs"] = {**callback["kwargs"], "tasks": tasks}
+    _freeze_links(callback)
+    return Signature.from_dict(callback)
 
 
-def _refuse_unsupported(signature: Any) -> None:
-    if isinstance(signature, chord) or signature.get("subtask_type") == "chord":
+def _nested(signature: Any) -> list[Any]:
+    """Return the tasks of a chain or group, which may be a signature or a plain dict."""
+    nested = signature.get("subtask_type") in ("chain", "group")
+    return list(signature["kwargs"]["tasks"]) if nested else []
+
+
+def _refuse_chords(signature: Any) -> None:
+    if signature.get("subtask_type") == "chord":
         raise UnsupportedSignature(
-            f"{signature.task}: a chord counts its header's results in the result backend and "
+            f"{signature!r} is a chord: it counts its header's results in the result backend and "
             "can't be held as one message. Enqueue a task that starts the chord when it runs."
         )
-    if isinstance(signature, group):
-        raise _unsupported_group(signature)
-    if isinstance(signature, _chain):
-        for step in signature.tasks:
-            if not isinstance(step, group):
-                _refuse_unsupported(step)
+    options = signature["options"]
+    for option in ("link", "link_error", "chain"):
+        for follower in maybe_list(options.get(option)) or ():
+            _refuse_chords(follower)
+    for nested in _nested(signature):
+        _refuse_chords(nested)
 
 
-def _unsupported_group(signature: Any) -> UnsupportedSignature:
-    return UnsupportedSignature(
-        f"{signature!r} is a group: several messages, not one. "
-        "Use OutboxMessage.objects.enqueue_many(group)."
-    )
+def _group_members(signature: Any) -> Iterator[Any]:
+    options = {k: v for k, v in signature.options.items() if k != "task_id" and v is not None}
+    if "link" in options or "link_error" in options:
+        raise UnsupportedSignature(
+            f"{signature!r}: Celery takes no callbacks of a group. Put them on its tasks."
+        )
+    options.setdefault("group_id", str(signature.options.get("task_id") or message_id()))
+    yield from _flat_members(signature, options)
 
 
-def _group_members(signature: Any, group_id: str) -> Iterator[Any]:
-    inherited = {k: v for k, v in signature.options.items() if k != "task_id"}
-    for index, member in enumerate(signature.tasks):
-        clone = member.clone(signature.args, signature.kwargs)
-        if isinstance(clone, group):
-            raise UnsupportedSignature(
-                f"{clone!r} is a group within a group: give its tasks to the outer group."
-            )
-        clone.options.update(inherited)
-        clone.options.setdefault("group_id", group_id)
-        clone.options["group_index"] = index
-        yield clone
+def _flat_members(signature: Any, options: dict[str, Any]) -> Iterator[Any]:
+    for index, task in enumerate(signature.tasks):
+        member: Any = maybe_signature(task, signature.app)
+        if isinstance(member, group):
+            yield from _flat_members(member, options)
+        elif not isinstance(member, _chain) or member.tasks:
+            yield member.clone(**options, group_index=index)
 
 
 def _schedule(head: Any, app: Celery) -> tuple[datetime | None, timedelta | None]:
@@ -262,17 +293,24 @@ def _schedule(head: Any, app: Celery) -> tuple[datetime | None, timedelta | None
     eta = head.options.pop("eta", None)
     countdown = head.options.pop("countdown", None)
     if countdown:
-        if not isinstance(countdown, (int, float, Decimal)) or not math.isfinite(countdown):
-            raise ValueError(
-                f"{head.task}: countdown must be a finite number of seconds, not {countdown!r}."
-            )
-        return None, timedelta(seconds=float(countdown))
+        return None, _delay(head.task, countdown)
     if eta is None:
         return None, None
-    moment = maybe_iso8601(eta)
-    if not isinstance(moment, datetime):
-        raise ValueError(f"{head.task}: eta must be a datetime, not {eta!r}.")
-    return maybe_make_aware(moment, app.timezone), None
+    try:
+        moment: Any = maybe_iso8601(eta)
+        return maybe_make_aware(moment, app.timezone), None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{head.task}: eta must be a datetime, not {eta!r}.") from error
+
+
+def _delay(task: str, countdown: Any) -> timedelta:
+    seconds = float(countdown) if isinstance(countdown, (int, float, Decimal)) else math.nan
+    if not abs(seconds) <= MAX_COUNTDOWN:
+        raise ValueError(
+            f"{task}: countdown must be a number of seconds, at most a hundred years, "
+            f"not {countdown!r}."
+        )
+    return timedelta(seconds=seconds)
 
 
 def _apply(head: Any, app: Celery, producer: Producer, id: str) -> None:
@@ -370,15 +408,19 @@ class _CapturingChannel:
     ) -> None:
         if self.message is None:
             self.message, self.target = message, (exchange, routing_key)
+        elif exchange != self.app.conf.event_exchange:
+            raise UnsupportedSignature("Calling the task publishes several messages, not one.")
 
     def wire_message(self, task: str, eta: datetime | None, delay: timedelta | None) -> WireMessage:
         if self.message is None:
             raise UnsupportedSignature(f"{task}: calling the task published no message.")
         body, headers, properties = self.message
+        # Counts from the publish, which is the relay's moment; the header is absolute.
+        expiration = properties.pop("expiration", None)
         expires_at = maybe_iso8601(headers.get("expires"))
+        if expires_at is None and expiration is not None:
+            expires_at = self.app.now() + timedelta(milliseconds=int(expiration))
         if expires_at is not None:
-            # Counts from the publish, which is the relay's moment; the header is absolute.
-            properties.pop("expiration", None)
             expires_at = maybe_make_aware(expires_at, self.app.timezone)
         size = _size_of(headers, f"{task}: header", amqp=self.amqp)
         size += _size_of(properties, f"{task}: property", amqp=self.amqp, short=True)
@@ -413,20 +455,22 @@ def _size_of(values: Mapping[str, Any], where: str, *, amqp: bool, short: bool =
     size = 0
     for name, value in values.items():
         try:
-            size += _short_size(name) + (_short_size(value) if short else _size(value, amqp))
+            size += _short_size(name) + (_property_size(value) if short else _size(value, amqp))
         except _Refused as error:
-            raise UnserializableArgument(f"{where} {name[:64]!r} {error}") from None
+            raise UnserializableArgument(f"{where} {str(name)[:64]!r} {error}") from None
     return size
 
 
 def _size(value: Any, amqp: bool) -> int:
     if isinstance(value, str):
-        return len(value.encode()) + 5
+        return len(_utf8(value)) + 5
     if value is None or value is True or value is False:
         return 2
     if isinstance(value, (list, tuple)):
         return 5 + sum(_size(item, amqp) for item in value)
     if isinstance(value, Mapping):
+        if value.keys() == KOMBU_TYPED:
+            raise _Refused("is or holds a mapping that kombu takes for a typed value.")
         return 5 + sum(_short_size(name) + _size(item, amqp) for name, item in value.items())
     if isinstance(value, bytes):
         return len(value) + 5
@@ -435,10 +479,26 @@ def _size(value: Any, amqp: bool) -> int:
 
 
 def _short_size(text: object) -> int:
-    size = len(str(text).encode())
+    size = len(_utf8(str(text)))
     if size > MAX_SHORT_STRING_BYTES:
         raise _Refused(f"is or holds a name of {size} bytes; at most {MAX_SHORT_STRING_BYTES} fit.")
     return size + 1
+
+
+def _property_size(value: object) -> int:
+    if isinstance(value, str):
+        return _short_size(value)
+    if value is None or isinstance(value, datetime):
+        return 9
+    if isinstance(value, int):
+        if value not in range(256):
+            raise _Refused(f"is {value}; a property is a number from 0 to 255.")
+        return 1
+    raise _Refused(f"is of type {type(value).__name__}, which no broker's protocol carries.")
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # as py-amqp does
 
 
 def _check_scalar(value: Any, amqp: bool) -> None:
@@ -448,7 +508,14 @@ def _check_scalar(value: Any, amqp: bool) -> None:
     elif isinstance(value, (float, Decimal)):
         if not math.isfinite(value):
             raise _Refused(f"is {value}; only finite numbers are sent.")
+        if amqp and isinstance(value, Decimal) and not _fits_amqp(value):
+            raise _Refused(f"is {value}; AMQP has decimals of 31 bits. Send it as text.")
     elif not isinstance(value, datetime) and (amqp or not isinstance(value, (date, UUID))):
         raise _Refused(
             f"is of type {type(value).__name__}, which this broker's protocol cannot carry."
         )
+
+
+def _fits_amqp(value: Decimal) -> bool:
+    exponent = int(value.as_tuple().exponent)
+    return -exponent in range(256) and abs(value.scaleb(-exponent)) < 2**31
