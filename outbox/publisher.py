@@ -225,7 +225,7 @@ class _Link:
 
     def _declare_target(self, queue_name: str, exchange: str) -> None:
         """Passively first: a channel survives a mismatch that way, and a publish does not."""
-        queue = self.app.amqp.queues[queue_name] if queue_name else None
+        queue: Any = self.app.amqp.queues[queue_name] if queue_name else None
         if queue is not None and not queue.no_declare:
             if exchange:
                 self._ensure(queue.exchange)
