@@ -1,6 +1,7 @@
 """Settings of the test project; servers come from the environment (see tests.servers.plugin)."""
 
 import environ
+from kombu import Exchange, Queue
 
 env = environ.Env()
 
@@ -61,6 +62,12 @@ CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 4
 CELERY_DB_REUSE_MAX = 100
+CELERY_ACCEPT_CONTENT = env.list("TEST_ACCEPT_CONTENT", default=["json"])
+CELERY_TASK_QUEUES = [
+    Queue("celery", Exchange("celery"), "celery"),
+    Queue("topical", Exchange("topical", type="topic"), "topic.#"),
+    Queue("ranked", Exchange("ranked"), "ranked", queue_arguments={"x-max-priority": 10}),
+]
 
 
 def broker_transport_options(url: str) -> dict[str, object]:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
 from celery import shared_task
 from django.db import connection, transaction
 
 from idempotency import idempotent
+from outbox.celery import OutboxTask
 from tests.project.models import Effect
+
+if TYPE_CHECKING:
+    from celery import Task
 
 
 def take_effect(label: str, lock: int | None = None) -> int:
@@ -51,3 +61,74 @@ def fail_guarded(label: str) -> None:
     """Guarded, and its effect is rolled back each time."""
     take_effect(label)
     raise RuntimeError(label)
+
+
+def dump(task: Task[..., Any]) -> None:
+    """Write everything that the worker knows of this delivery as a file in TEST_DUMPS."""
+    written = Path(os.environ["TEST_DUMPS"]) / f"{uuid4()}.json"
+    temporary = written.with_suffix(".tmp")
+    temporary.write_text(json.dumps(as_told(vars(task.request))))
+    temporary.rename(written)
+
+
+def as_told(value: object) -> Any:
+    """JSON in which types can be told apart."""
+    if isinstance(value, dict):
+        return {str(name): as_told(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [as_told(item) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": as_told(list(value))}
+    return repr(value)
+
+
+@shared_task(bind=True)
+def show(self: Task[..., Any], /, *args: object, **kwargs: object) -> str:
+    """Show how the worker sees this message."""
+    dump(self)
+    return "shown"
+
+
+@shared_task(bind=True)
+def show_and_fail(self: Task[..., Any], *args: object) -> None:
+    """Show how the worker sees this message, then fail."""
+    dump(self)
+    raise RuntimeError("shown")
+
+
+@shared_task(bind=True, max_retries=1)
+def show_at_retry(self: Task[..., Any], *args: object) -> None:
+    """Retry once; show how the worker sees the retried message."""
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    dump(self)
+
+
+@shared_task(bind=True, base=OutboxTask)
+def show_relayed(self: Task[..., Any], *args: object) -> str:
+    """``show``, through the outbox."""
+    dump(self)
+    return "shown"
+
+
+@shared_task(bind=True, base=OutboxTask, max_retries=1)
+def show_relayed_at_retry(self: Task[..., Any], *args: object) -> None:
+    """``show_at_retry``, through the outbox."""
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+    dump(self)
+
+
+@shared_task(
+    bind=True,
+    base=OutboxTask,
+    autoretry_for=(LookupError,),
+    retry_backoff=False,
+    default_retry_delay=0,
+    max_retries=1,
+)
+def show_relayed_at_autoretry(self: Task[..., Any]) -> None:
+    """Like ``show_relayed_at_retry``, and Celery does the retry."""
+    if not self.request.retries:
+        raise LookupError
+    dump(self)
