@@ -1,8 +1,8 @@
-"""The shop's messages on an ordinary afternoon, in every state: what the admin is looked at with."""
+"""The shop's messages on an ordinary afternoon, one or more of them in each state."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -13,73 +13,67 @@ from outbox.models import OutboxMessage
 from sample_project.shop.tasks import book_payment, write_receipt
 
 CUSTOMERS = ("Ada Nováková", "Bram de Wit", "Chiara Russo", "Dae-jung Kim", "Emeka Obi")
-PRICES = (Decimal("47.40"), Decimal("12.50"), Decimal("96.00"), Decimal("7.90"), Decimal("25.00"))
+AMOUNTS = (Decimal("47.40"), Decimal("12.50"), Decimal("96.00"), Decimal("7.90"), Decimal("25.00"))
+LAST_ORDER = 1041
 
-UNROUTABLE = (
-    "the broker could not route it to any queue (exchange 'shop', routing key 'payments.eu'). "
+# What became of the payment of the newest order, the one before it, and so on; receipts are fine.
+STATES = {
+    0: "pending",
+    1: "published",
+    3: "dead",
+    4: "failed",
+    7: "discarded",
+    9: "expired",
+    12: "dead",
+}
+REFUSED = (
+    "the broker could not route it to any queue (exchange 'shop', routing key 'payments'). "
     "Declare the queue and its binding, then retry the message."
 )
-TOO_LARGE = "PreconditionFailed: message size 134217741 is larger than configured max size 134217728"
+GAVE_UP = "Order.DoesNotExist: Order matching query does not exist."
 
 
-def fill(orders: int = 24) -> dict[str, OutboxMessage]:
-    """Write two messages for each order, the newest first; return one message of each state."""
+def fill(orders: int = 24) -> None:
+    """Write two messages for each order, the last order's first."""
     now = timezone.now()
-    shown: dict[str, OutboxMessage] = {}
     for number in range(orders):
-        created_at = now - timedelta(seconds=9 + 47 * number + number**3)
-        customer, amount = CUSTOMERS[number % 5], PRICES[number % 5]
-        order = 1041 - number
+        order = LAST_ORDER - number
+        customer, amount = CUSTOMERS[number % 5], AMOUNTS[number % 5]
         with transaction.atomic():
             receipt, payment = OutboxMessage.objects.enqueue_many(
                 [write_receipt.s(order, customer), book_payment.s(order, amount)],
                 keys=[f"receipt:{order}", f"charge:{order}"],
             )
-        for message, status in ((receipt, "executed"), (payment, STATES.get(number, "executed"))):
-            _bring_to(message, status, created_at)
-            shown[status] = message
-    return shown
+        created_at = now - timedelta(seconds=6 + 37 * number + 3 * number**2)
+        _bring_to(receipt, "executed", created_at)
+        _bring_to(payment, STATES.get(number, "executed"), created_at)
 
 
-STATES = {
-    0: "pending",
-    1: "published",
-    3: "dead",
-    6: "failed",
-    8: "discarded",
-    11: "expired",
-    15: "dead",
-}
-
-
-def _bring_to(message: OutboxMessage, status: str, created_at: Any) -> None:
-    published_at = created_at + timedelta(milliseconds=31 + message.id.int % 20)
-    executed_at = published_at + timedelta(milliseconds=140 + message.id.int % 300)
+def _bring_to(message: OutboxMessage, status: str, created_at: datetime) -> None:
+    jitter = timedelta(milliseconds=message.pk.int % 300)
+    published_at = created_at + timedelta(milliseconds=30) + jitter / 10
+    executed_at = published_at + timedelta(milliseconds=140) + jitter
     changes: dict[str, Any] = {"status": status, "created_at": created_at, "available_at": None}
     if status == "pending":
-        changes |= {"available_at": timezone.now() + timedelta(seconds=40), "attempts": 2}
+        changes["available_at"] = timezone.now() + timedelta(seconds=25)
     if status in {"published", "executed", "failed"}:
         changes["published_at"] = published_at
     if status == "executed":
         changes["executed_at"] = executed_at
     if status == "expired":
         changes["expires_at"] = created_at + timedelta(minutes=1)
-    refusals = {"pending": 2, "dead": 10}.get(status, 0)
-    changes["attempts"] = refusals
-    changes["errors"] = [
-        {
-            "at": (created_at + timedelta(seconds=2**attempt)).isoformat(),
-            "attempt": attempt,
-            "error": UNROUTABLE,
-        }
-        for attempt in range(1, refusals + 1)
-    ]
     if status == "failed":
+        changes["errors"] = [_error(0, executed_at, GAVE_UP)]
+    if status in {"pending", "dead"}:
+        attempts = 2 if status == "pending" else 10
+        pause = (timezone.now() - created_at) / (attempts + 1)
+        changes["attempts"] = attempts
         changes["errors"] = [
-            {
-                "at": executed_at.isoformat(),
-                "attempt": 0,
-                "error": "IntegrityError: the order is not there any more",
-            }
+            _error(attempt, created_at + attempt * pause, REFUSED)
+            for attempt in range(1, attempts + 1)
         ]
     OutboxMessage.objects.filter(pk=message.pk).update(**changes)
+
+
+def _error(attempt: int, at: datetime, error: str) -> dict[str, Any]:
+    return {"at": at.isoformat(), "attempt": attempt, "error": error}
