@@ -285,8 +285,10 @@ class ViewGuard:
             raise problem from error
         return _replay(request, outcome.value) if outcome.replayed else attempt.response
 
-    def keep(self, response: HttpResponseBase) -> StoredResponse:
+    def keep(self, response: object) -> StoredResponse:
         """Return what is kept of a response. Raises ``_NotStored`` for one that is not final."""
+        if not isinstance(response, HttpResponseBase):
+            raise _NotStored  # Django says so better.
         status = response.status_code
         final = status in self._store_statuses or getattr(response, FINAL, False)
         if not (HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST or (final and _storable(status))):

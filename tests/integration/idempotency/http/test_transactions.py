@@ -14,9 +14,9 @@ from django.db.transaction import TransactionManagementError
 from idempotency.models import IdempotencyKey
 from outbox.models import OutboxMessage
 from tests.helpers import wait_for
-from tests.integration.idempotency import views
-from tests.integration.idempotency.conftest import client_of
-from tests.integration.idempotency.test_http import assert_problem, assert_replay, in_thread
+from tests.integration.idempotency.http import views
+from tests.integration.idempotency.http.conftest import client_of
+from tests.integration.idempotency.http.test_answers import assert_problem, assert_replay, in_thread
 from tests.project.models import Effect
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
-from tests.integration.idempotency import api, views
+from tests.integration.idempotency.http import api, views
 
 router = SimpleRouter()
 router.register("orders", api.Orders, basename="orders")

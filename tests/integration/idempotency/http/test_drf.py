@@ -10,9 +10,9 @@ from django.db import connections
 from django.test import Client
 
 from idempotency.models import IdempotencyKey
-from tests.integration.idempotency import api
-from tests.integration.idempotency.conftest import client_of
-from tests.integration.idempotency.test_http import assert_problem, assert_replay, multipart
+from tests.integration.idempotency.http import api
+from tests.integration.idempotency.http.conftest import client_of
+from tests.integration.idempotency.http.test_answers import assert_problem, assert_replay, multipart
 from tests.project.models import Effect
 
 if TYPE_CHECKING:

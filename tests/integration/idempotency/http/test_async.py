@@ -12,7 +12,7 @@ from django.test import AsyncClient, RequestFactory
 
 from idempotency import idempotent_view
 from idempotency.models import IdempotencyKey
-from tests.integration.idempotency.test_http import assert_replay
+from tests.integration.idempotency.http.test_answers import assert_replay
 from tests.project.models import Effect
 
 if TYPE_CHECKING:

@@ -7,19 +7,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from django.contrib.auth import get_user
 from django.db import connection, connections
+from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
-from idempotency import mark_final
+from idempotency import idempotent_view, mark_final
 from idempotency.models import IdempotencyKey
-from tests.integration.idempotency import views
-from tests.integration.idempotency.conftest import client_of, without_key
+from tests.integration.idempotency.http import views
+from tests.integration.idempotency.http.conftest import client_of, without_key
 from tests.project.models import Effect
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
-    from django.http import HttpResponse
 
 pytestmark = [pytest.mark.django_db, pytest.mark.database]
 
@@ -93,6 +94,14 @@ class TestTableOfAnswers:
         views.gate.opened.set()
         first.join()
         assert_replay(answers[0], client.post("/slow/"))
+        assert effects() == 1
+
+    def test_indeterminate(self, client: Client) -> None:
+        client.post("/pay/")
+        IdempotencyKey.objects.update(state=IdempotencyKey.State.OUTCOME_UNKNOWN, expires_at=None)
+        unknown = client.post("/pay/")
+        assert_problem(unknown, 409, "idempotency-outcome-unknown")
+        assert "Retry-After" not in unknown
         assert effects() == 1
 
     def test_done_but_body_not_replayable_streaming(self, client: Client) -> None:
@@ -298,9 +307,9 @@ class TestStored:
         assert effects() == 0
 
     def test_marked_final_and_then_another_status(self, client: Client) -> None:
-        response: HttpResponse = mark_final(views.HttpResponse(status=402))
+        response = mark_final(HttpResponse(status=402))
         response.status_code = 503
-        guard: Any = views.idempotent_view(lambda request: response)
+        guard: Any = idempotent_view(lambda request: response)
         request = RequestFactory().post("/", headers={"Idempotency-Key": "k"})
         request.user = client_user(client)
         assert guard(request).status_code == 503
@@ -386,8 +395,6 @@ class TestClassBasedViews:
 
 
 def client_user(client: Client) -> Any:
-    from django.contrib.auth import get_user
-
     request = RequestFactory().get("/")
     request.session = client.session
     return get_user(request)

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import set_urlconf
 
-from tests.integration.idempotency.views import gate
+from tests.integration.idempotency.http.views import gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _urls(settings: Any) -> Iterator[None]:
-    settings.ROOT_URLCONF = "tests.integration.idempotency.urls"
+    settings.ROOT_URLCONF = "tests.integration.idempotency.http.urls"
     set_urlconf(None)
     gate.reset()
     yield
