@@ -63,6 +63,7 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
     """List, search and look at keys."""
 
     list_display = ("key", "namespace", "scope", "state", "age", "expires_in", "message")
+    list_deferred = ("result", "checkpoint", "error", "fingerprint")
     list_filter = (StateFilter, ExpiryFilter)
     sortable_by = ("age",)
     search_fields = ("key",)  # see get_search_results
@@ -82,10 +83,6 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
         "finished",
         "expires",
     )
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[IdempotencyKey]:
-        keys: QuerySet[IdempotencyKey] = IdempotencyKey.objects.all()
-        return keys.defer("result", "checkpoint", "error", "fingerprint")
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         # Expired keys are the oldest: by id, the database would walk past all the others first.

@@ -61,6 +61,10 @@ class BoundedChangeList(ChangeList):
     """A list that sorts by nothing but ``sortable_by``, with a drill-down that reads two rows."""
 
     paginator: BoundedPaginator
+    model_admin: ReadOnlyAdmin
+
+    def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[Any]:
+        return super().get_queryset(*args, **kwargs).defer(*self.model_admin.list_deferred)
 
     def get_ordering_field(self, field_name: Callable[..., Any] | str) -> Any:
         # Django leaves it to the page not to link there; the address bar can still ask for it.
@@ -108,8 +112,12 @@ class BoundedChangeList(ChangeList):
 
 
 class ReadOnlyAdmin(_ModelAdmin):
-    """Rows are looked at: nobody adds, changes or deletes one, whatever their permissions."""
+    """Rows are looked at: nobody adds, changes or deletes one, whatever their permissions.
 
+    ``list_deferred``: the fields that the list does not read.
+    """
+
+    list_deferred: tuple[str, ...] = ()
     paginator = BoundedPaginator
     list_per_page = 50
     show_full_result_count = False

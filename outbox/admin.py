@@ -80,6 +80,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
 
     list_display = ("state", "message", "age", "attempts", "published", "executed")
     list_display_links = ("message",)
+    list_deferred = ("body", "headers", "properties", "errors")
     list_filter = (StateFilter, ReceiptFilter)
     date_hierarchy = "created_at"
     ordering = ("-created_at", "-id")
@@ -122,17 +123,6 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         css = {"all": ("outbox/admin.css",)}
 
     # The list.
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxMessage]:
-        # The list never shows these; get_object() below wants them.
-        messages: QuerySet[OutboxMessage] = OutboxMessage.objects.all()
-        return messages.defer("body", "headers", "properties", "errors")
-
-    def get_object(
-        self, request: HttpRequest, object_id: str, from_field: str | None = None
-    ) -> OutboxMessage | None:
-        message: OutboxMessage | None = _one(object_id).first()
-        return message
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutboxMessage], search_term: str

@@ -137,6 +137,8 @@ def test_the_list_costs_three_statements_whatever_its_length(admin_client: Clien
         enqueue("executed", key=f"key {_}")
     many = captured(admin_client, LIST, "outbox_outboxmessage")
     assert len(few) == len(many) == 3  # the bounded count, the bounds of the dates, the page
+    page = captured(admin_client, page_of(enqueue()), "outbox_outboxmessage")
+    assert len(page) == 3  # the message, and whether it can be retried and discarded
 
 
 def test_the_newest_message_comes_first_and_the_age_turns_it_round(admin_client: Client) -> None:
