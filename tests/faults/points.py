@@ -1,0 +1,94 @@
+"""Named points at which a relay or worker stops itself: moments that a random kill seldom hits.
+
+``FAULT_POINT=published FAULT_SIGNAL=SIGKILL`` in the environment of a process; once per process.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from idempotency.signals import executed
+from outbox.publisher import Publisher
+from outbox.querysets import OutboxQuerySet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+POINT = "FAULT_POINT"
+SIGNAL = "FAULT_SIGNAL"
+
+logger = logging.getLogger(__name__)
+
+
+def stopping(point: str, number: signal.Signals) -> dict[str, str]:
+    """The environment of a process that shall signal itself at a point."""
+    return {POINT: point, SIGNAL: number.name}
+
+
+def stop_at(point: str, number: signal.Signals) -> None:
+    """Have this process, its pool included, signal itself when it first comes to the point."""
+
+    @functools.cache
+    def stop() -> None:
+        os.killpg(os.getpgrp(), number)
+
+    INSTALL[point](stop)
+
+
+def tell_batches() -> None:
+    """Log the size of each settled batch: who published what, where several relays do."""
+    settle = OutboxQuerySet.settle
+
+    def telling(self: OutboxQuerySet, confirmed: Collection[Any]) -> int:
+        settled = settle(self, confirmed)
+        logger.warning("settled %s", settled)
+        return settled
+
+    OutboxQuerySet.settle = telling  # type: ignore[method-assign, assignment]
+
+
+def _before(owner: Any, name: str) -> Callable[[Callable[[], None]], None]:
+    def install(stop: Callable[[], None]) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            stop()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, stopping)
+
+    return install
+
+
+def _after(owner: Any, name: str) -> Callable[[Callable[[], None]], None]:
+    def install(stop: Callable[[], None]) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def stopping(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            stop()
+            return result
+
+        setattr(owner, name, stopping)
+
+    return install
+
+
+def _on_execution(stop: Callable[[], None]) -> None:
+    executed.connect(lambda **_: stop(), weak=False)
+
+
+INSTALL: dict[str, Callable[[Callable[[], None]], None]] = {
+    # A relay, from its claim to its commit.
+    "claimed": _before(Publisher, "publish"),
+    "published": _after(Publisher, "publish"),
+    "settled": _after(OutboxQuerySet, "settle"),
+    # A worker: effects, key and receipt are written and not committed.
+    "executed": _on_execution,
+}

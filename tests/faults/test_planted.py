@@ -1,0 +1,87 @@
+"""The audit finds what it is there for: each planted bug is caught, by the check that names it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.ledger import audit, backlog
+from tests.faults.planted import BUG
+from tests.faults.points import stopping
+from tests.faults.system import System
+from tests.helpers import wait_for
+from tests.servers.brokers import open_broker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.servers.brokers import Broker
+    from tests.servers.children import Children
+    from tests.servers.rabbitmq import RabbitMQ
+
+pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+
+NUMBER = 50
+
+
+def test_marked_before_publish_is_lost(system: System) -> None:
+    """Without the bug: ``test_points.test_killed_at_each_point``."""
+    system.commit(f"{n}" for n in range(NUMBER))
+    env = {BUG: "marked_before_publish", **stopping("claimed", signal.SIGKILL)}
+    relay = system.start_relay(env=env)
+    assert relay.wait(30) == -signal.SIGKILL, relay.output()
+    system.start_relay()
+    system.await_published()
+    assert system.undelivered() == 0
+    assert audit().violations() == ["lost", "unfinished"]
+    assert audit().lost == NUMBER
+
+
+def test_record_outside_is_doubled(system: System) -> None:
+    """Without the bug: ``test_points.test_killed_at_each_point``."""
+    system.commit(f"{n}" for n in range(NUMBER))
+    system.start_relay()
+    system.await_published()
+    env = {BUG: "record_outside", **stopping("executed", signal.SIGKILL)}
+    worker = system.start_worker(ready=False, env=env)
+    assert worker.wait(60) == -signal.SIGKILL, worker.output()
+    system.start_worker()
+    system.await_executed()
+    assert audit().violations() == ["doubled"]
+    assert audit().doubled == 1
+
+
+@pytest.fixture
+def other(children: Children, broker: Broker, rabbitmq: RabbitMQ) -> Iterator[System]:
+    """A second system on the same server, so that one fault shows what two relays make of it."""
+    for second in open_broker("rabbitmq", rabbitmq):
+        yield System(children, second, "other")
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_no_confirms_is_lost(system: System, other: System, rabbitmq: RabbitMQ) -> None:
+    """RabbitMQ freezes with messages on their way to it, then dies."""
+    system.start_relay(env={BUG: "no_confirms"})
+    sound = other.start_relay(env={"OUTBOX_CLAIM_TIMEOUT": "3"})
+    for each in (system, other):
+        each.commit(["before"])
+        each.await_published()
+    os.kill(rabbitmq.pid, signal.SIGSTOP)
+    for each in (system, other):
+        each.commit(f"{n}" for n in range(NUMBER))
+    system.await_published()
+    wait_for(lambda: "The broker is unavailable" in sound.output(), message=sound.output)
+    rabbitmq.kill()
+    rabbitmq.start()
+
+    for each in (system, other):
+        each.start_worker()
+    other.await_executed()
+    assert audit("other").violations() == []
+    wait_for(lambda: backlog().executed == 1, message=system.describe)
+    assert system.undelivered() == 0
+    assert audit().violations() == ["lost", "unfinished"]
+    assert audit().lost == NUMBER
