@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from django.urls import URLPattern
     from django.utils.safestring import SafeString
 
+    from outbox.querysets import OutboxQuerySet
+
 Status = OutboxMessage.Status
 
 LISTED_TO_CONFIRM = 20
@@ -53,20 +55,21 @@ class StateFilter(admin.SimpleListFilter):
 
 
 class ReceiptFilter(admin.SimpleListFilter):
-    """Whether a guarded task has told that it ran. Both answers have their index."""
+    """Whether a guarded task has told that it ran. Each answer has its index."""
 
     title = gettext_lazy("receipt")
     parameter_name = "receipt"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [
-            ("outstanding", gettext_lazy("published, outstanding")),
+            ("outstanding", gettext_lazy("outstanding")),
+            ("stuck", gettext_lazy("stuck")),
             ("recorded", gettext_lazy("recorded")),
         ]
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[OutboxMessage]
-    ) -> QuerySet[OutboxMessage]:
+    def queryset(self, request: HttpRequest, queryset: OutboxQuerySet) -> QuerySet[OutboxMessage]:  # type: ignore[override]
+        if self.value() == "stuck":
+            return queryset.stuck()
         if self.value() == "outstanding":
             return queryset.filter(status=Status.PUBLISHED, awaits_receipt=True)
         if self.value() == "recorded":
@@ -92,7 +95,17 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         (None, {"fields": ("state", "task", "id", "key", "arguments")}),
         (
             gettext_lazy("Times"),
-            {"fields": ("created", "due", "expires", "published", "executed", "receipt")},
+            {
+                "fields": (
+                    "created",
+                    "due",
+                    "expires",
+                    "published",
+                    "redeliveries",
+                    "executed",
+                    "receipt",
+                )
+            },
         ),
         (gettext_lazy("Errors"), {"fields": ("attempts", "error_table")}),
         (
@@ -174,8 +187,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("executed"))
     def executed(self, message: OutboxMessage) -> SafeString:
         if message.status == Status.PUBLISHED:
-            awaited = _("receipt outstanding") if message.awaits_receipt else _("not recorded")
-            return _quiet(awaited)
+            return _quiet(_receipt(message))
         return short_moment(message.executed_at)
 
     # The page of one message.
@@ -208,7 +220,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     def receipt(self, message: OutboxMessage) -> str:
         if not message.awaits_receipt:
             return _("none expected: the task is not guarded on this database")
-        return _("recorded") if message.executed_at else _("expected")
+        return _("recorded") if message.executed_at else _receipt(message)
 
     @admin.display(description=gettext_lazy("errors"))
     def error_table(self, message: OutboxMessage) -> SafeString:
@@ -388,6 +400,15 @@ def _one(object_id: str) -> QuerySet[OutboxMessage]:
 
 def _quiet(text: str) -> SafeString:
     return format_html('<span class="quiet">{}</span>', text)
+
+
+def _receipt(message: OutboxMessage) -> str:
+    """Return what is known of a message's receipt while it has none."""
+    if not message.awaits_receipt:
+        return _("not recorded")
+    if message.status == Status.PUBLISHED and message.available_at is None:
+        return _("receipt outstanding: stuck")
+    return _("receipt outstanding")
 
 
 def _due(available_at: datetime) -> str:

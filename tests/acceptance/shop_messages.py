@@ -54,7 +54,7 @@ def _bring_to(message: OutboxMessage, status: str, created_at: datetime) -> None
     published_at = created_at + timedelta(milliseconds=30) + jitter / 10
     executed_at = published_at + timedelta(milliseconds=140) + jitter
     changes: dict[str, Any] = {"status": status, "created_at": created_at, "available_at": None}
-    if status == "pending":
+    if status in {"pending", "published"}:
         changes["available_at"] = timezone.now() + timedelta(seconds=25)
     if status in {"published", "executed", "failed"}:
         changes["published_at"] = published_at

@@ -111,12 +111,17 @@ def test_the_list_tells_when_a_message_is_due(
 
 
 @pytest.mark.parametrize(
-    ("awaits_receipt", "told"), [(True, "receipt outstanding"), (False, "not recorded")]
+    ("changes", "told"),
+    [
+        ({"awaits_receipt": True, "available_at": timezone.now()}, "receipt outstanding<"),
+        ({"awaits_receipt": True}, "receipt outstanding: stuck"),
+        ({"awaits_receipt": False}, "not recorded"),
+    ],
 )
 def test_the_list_tells_whether_a_receipt_is_due(
-    admin_client: Client, awaits_receipt: bool, told: str
+    admin_client: Client, changes: dict[str, Any], told: str
 ) -> None:
-    enqueue("published", awaits_receipt=awaits_receipt)
+    enqueue("published", **changes)
     assert told in text_of(admin_client.get(LIST)).split("result_list")[1]
 
 
@@ -156,11 +161,13 @@ def test_the_state_filter(admin_client: Client, status: str) -> None:
 
 
 def test_the_receipt_filter(admin_client: Client) -> None:
-    outstanding = enqueue("published", awaits_receipt=True)
+    outstanding = enqueue("published", awaits_receipt=True, available_at=timezone.now())
+    stuck = enqueue("published", awaits_receipt=True)
     recorded = enqueue("executed", awaits_receipt=True)
     enqueue("published", awaits_receipt=False)
     enqueue("pending", awaits_receipt=True)
-    assert shown(admin_client.get(LIST, {"receipt": "outstanding"})) == [outstanding]
+    assert shown(admin_client.get(LIST, {"receipt": "outstanding"})) == [stuck, outstanding]
+    assert shown(admin_client.get(LIST, {"receipt": "stuck"})) == [stuck]
     assert shown(admin_client.get(LIST, {"receipt": "recorded"})) == [recorded]
 
 
@@ -329,6 +336,7 @@ def test_no_page_of_a_long_table_reads_all_of_it(admin_client: Client) -> None:
         {"o": age + 1},
         *({"state": status} for status in OutboxMessage.Status.values),
         {"receipt": "outstanding"},
+        {"receipt": "stuck"},
         {"receipt": "recorded"},
         month,
         {**month, "created_at__day": now.day},
@@ -599,6 +607,14 @@ def test_the_retry_button(admin_client: Client) -> None:
     assert notes(response) == ["1 message is pending again."]
     assert states(message) == ["pending"]
     assert LogEntry.objects.get().object_id == str(message.pk)
+
+
+def test_a_stuck_message_can_be_retried(admin_client: Client) -> None:
+    message = enqueue("published", awaits_receipt=True, redeliveries=5)
+    text = text_of(admin_client.get(page_of(message)))
+    assert "receipt outstanding: stuck" in text
+    admin_client.post(page_of(message, "retry"))
+    assert states(message) == ["pending"]
 
 
 def test_the_discard_button(admin_client: Client) -> None:
