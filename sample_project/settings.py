@@ -1,9 +1,10 @@
 """Settings of the sample project. What differs between machines comes from the environment.
 
-DATABASE_URL, CELERY_BROKER_URL, BROKER_VISIBILITY_TIMEOUT, SECRET_KEY, DEBUG, ALLOWED_HOSTS and
-CSRF_TRUSTED_ORIGINS; without them the project talks to PostgreSQL and Redis on this machine.
+Each ``env`` call below names a variable; without them the project talks to PostgreSQL and Redis on
+this machine.
 """
 
+from datetime import timedelta
 from pathlib import Path
 
 import environ
@@ -30,6 +31,7 @@ INSTALLED_APPS = [
     "sample_project",
     "sample_project.shop",
     "sample_project.demo",
+    "sample_project.guide",
 ]
 
 MIDDLEWARE = [
@@ -101,8 +103,23 @@ else:
         "unacked_mutex_expire": 10,
     }
 
+# A published message whose receipt has not come is published again after so many seconds, unless it
+# may still be waiting in its queue: longer than a task usually takes.
+OUTBOX_REDELIVER_AFTER = env.float("OUTBOX_REDELIVER_AFTER", default=300)
+
+# A key is kept longer than the longest time after which a duplicate can still come: the broker's
+# visibility timeout, a task's retries, a client's, and a person's who retries a message by hand.
+IDEMPOTENCY_TTL = timedelta(days=7)
+# An owner of leased work that gives no sign of life for so many seconds has lost it.
+IDEMPOTENCY_LEASE = env.float("IDEMPOTENCY_LEASE", default=60)
+
+# python -m sample_project.gateway, and a Redis or Valkey for the guide's lock.
+GUIDE_GATEWAY_URL = env.str("GUIDE_GATEWAY_URL", default="http://127.0.0.1:8300")
+GUIDE_REDIS_URL = env.str("GUIDE_REDIS_URL", default="redis://127.0.0.1:6379/1")
+
 # The relay is a process of its own (manage.py outbox_relay). Where that is not wanted, Celery's
 # beat can do its work, with this as the added delay.
 CELERY_BEAT_SCHEDULE = {
     "outbox-relay": {"task": "outbox.relay", "schedule": 1.0},
+    "idempotency-purge": {"task": "idempotency.purge", "schedule": 600.0},
 }

@@ -22,9 +22,10 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "idempotency",
     "outbox",
-    # Their models, for the tests of the documents, the shop and the demo's ledger.
+    # Their models, for the tests of the documents, the shop, the demo's ledger and the guide.
     "sample_project.shop",
     "sample_project.demo",
+    "sample_project.guide",
     "tests.project",
 ]
 
@@ -55,6 +56,10 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 DATABASES = {"default": env.db("DATABASE_URL", default="postgres:///outbox")}
 DATABASES["other"] = {**DATABASES["default"], "NAME": f"{DATABASES['default']['NAME']}_other"}
+
+# Each test of the guide has its own.
+GUIDE_GATEWAY_URL = env.str("GUIDE_GATEWAY_URL", default="http://127.0.0.1:1")
+GUIDE_REDIS_URL = env.str("GUIDE_REDIS_URL", default="redis://127.0.0.1:1/0")
 
 CELERY_BROKER_URL = env.str("CELERY_BROKER_URL", default="memory://")
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

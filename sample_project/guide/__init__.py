@@ -1,0 +1,1 @@
+"""The usual patterns of idempotent tasks, done right; docs/guide/ explains each."""
