@@ -29,6 +29,7 @@ class Ledger:
     messages: int
     published: int
     executed: int
+    redelivered: int
     deliveries: int
     fewest_deliveries: int
     suppressed: int
@@ -61,6 +62,7 @@ class Ledger:
             ("orders committed", self.orders, ""),
             ("messages committed", self.messages, ""),
             ("messages published", self.published, ""),
+            ("  redelivered", self.redelivered, "the broker had forgotten them"),
             ("published once more", repeats, "past the relay, byte for byte"),
             ("deliveries to the worker", self.deliveries, fewest),
             ("  executed", self.executed, ""),

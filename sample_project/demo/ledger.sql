@@ -10,6 +10,7 @@ messages AS (
     SELECT message.id,
            message.status,
            message.published_at,
+           message.redeliveries,
            count(delivery.id) AS deliveries,
            count(delivery.id) FILTER (WHERE delivery.outcome = 'suppressed') AS suppressed
       FROM outbox_outboxmessage AS message
@@ -30,6 +31,7 @@ SELECT orders.*, messages.*
        (SELECT count(*)::int AS messages,
                count(published_at)::int AS published,
                count(*) FILTER (WHERE status = 'executed')::int AS executed,
+               coalesce(sum(redeliveries), 0)::int AS redelivered,
                coalesce(sum(deliveries), 0)::int AS deliveries,
                coalesce(min(deliveries), 0)::int AS fewest_deliveries,
                coalesce(sum(suppressed), 0)::int AS suppressed

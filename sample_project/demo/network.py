@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
@@ -14,8 +13,9 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from django.db.models import QuerySet
     from kombu import Connection
+
+    from outbox.querysets import OutboxQuerySet
 
 
 class Network:
@@ -36,15 +36,19 @@ class Network:
         for message in self._published().exclude(pk__in=self._repeated):
             self._publish(message)
 
-    def repeat_rare(self, fewest: int) -> int:
-        """Repeat what a worker finished fewer than ``fewest`` times; return how many messages."""
-        deliveries = Delivery.objects.filter(received_at__gte=self._since)
-        deliveries = deliveries.exclude(outcome=Delivery.Outcome.NONE)
-        count = Counter(deliveries.values_list("message_id", flat=True))
-        rare = [message for message in self._published() if count[str(message.pk)] < fewest]
-        for message in rare:
+    def repeat_single(self) -> int:
+        """Repeat what was executed and met no duplicate; return how many messages that were.
+
+        On Redis and Valkey a killed worker takes along what it had popped and not yet noted.
+        """
+        suppressed = Delivery.objects.filter(
+            received_at__gte=self._since, outcome=Delivery.Outcome.SUPPRESSED
+        )
+        twice = set(suppressed.values_list("message_id", flat=True))
+        single = [m for m in self._published().executed() if str(m.pk) not in twice]
+        for message in single:
             self._publish(message)
-        return len(rare)
+        return len(single)
 
     def is_quiet(self) -> bool:
         """Whether the broker holds nothing more to deliver, as far as it tells."""
@@ -57,8 +61,8 @@ class Network:
             return not channel.client.hlen(channel.unacked_key)
         return True
 
-    def _published(self) -> QuerySet[OutboxMessage]:
-        messages: QuerySet[OutboxMessage] = OutboxMessage.objects.filter(
+    def _published(self) -> OutboxQuerySet:
+        messages: OutboxQuerySet = OutboxMessage.objects.filter(
             created_at__gte=self._since,
             published_at__isnull=False,
             task__startswith="sample_project.shop.",
@@ -66,11 +70,12 @@ class Network:
         return messages
 
     def _publish(self, message: OutboxMessage) -> None:
+        published_at = message.published_at and message.published_at.isoformat()
         self._producer.publish(
             bytes(message.body),
             exchange=message.exchange,
             routing_key=message.routing_key,
-            headers=message.headers,
+            headers={**message.headers, "published_at": published_at},
             **message.properties,
         )
         self._repeated.add(message.pk)

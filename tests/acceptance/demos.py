@@ -32,7 +32,7 @@ class Demo:
     def output(self) -> str:
         return self.process.output()
 
-    def wait_for(self, text: str, *, timeout: float = 110) -> None:
+    def wait_for(self, text: str, *, timeout: float = 300) -> None:
         """Wait until it has said ``text``; fail when it ends before."""
         wait_for(
             lambda: text in self.output or not self.process.running,

@@ -22,7 +22,7 @@ def test_two_hundred_orders_each_message_twice_two_kills_and_the_ledger_balances
 ) -> None:
     demo = start_demo(tmp_path / "demo.log", "--exit")
     try:
-        status = demo.process.wait(timeout=110)
+        status = demo.process.wait(timeout=300)
     finally:
         demo.end()
     assert status == 0, demo.output
@@ -30,6 +30,7 @@ def test_two_hundred_orders_each_message_twice_two_kills_and_the_ledger_balances
     assert demo.figure("orders committed") == 200
     assert demo.figure("messages published") == 400
     assert demo.figure("executed") == 400
+    assert demo.figure("redelivered") >= 0
     assert demo.figure("receipts") == 200
     assert demo.figure("payments") == 200
     assert demo.figure("lost") == 0
@@ -45,9 +46,9 @@ def test_two_hundred_orders_each_message_twice_two_kills_and_the_ledger_balances
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_in_the_middle_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
-    demo = start_demo(tmp_path / "demo.log")
+    demo = start_demo(tmp_path / "demo.log", "--orders=20")
     try:
-        demo.wait_for("A new relay starts.")
+        demo.wait_for("A new worker starts.")
         started = descendants(demo.process.pid)
         # PostgreSQL, Valkey, the web server, the worker and its pool, the relay.
         assert len(started) > 6

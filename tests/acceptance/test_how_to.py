@@ -159,6 +159,7 @@ def test_looking_after_what_failed(order: Order) -> None:
     OutboxMessage.objects.filter(pk=retired.pk).update(task="shop.tasks.retired")
 
     OutboxMessage.objects.dead().retry()
+    OutboxMessage.objects.stuck().retry()
     OutboxMessage.objects.failed().filter(task="shop.tasks.retired").discard()
 
     message.refresh_from_db()

@@ -50,7 +50,7 @@ def test_it_balances(since: datetime, order: Order) -> None:
     assert problems(since) == ""
     found = ledger.read(since)
     assert (found.orders, found.receipts, found.payments) == (1, 1, 1)
-    assert (found.messages, found.published, found.executed) == (2, 2, 2)
+    assert (found.messages, found.published, found.executed, found.redelivered) == (2, 2, 2, 0)
     assert (found.deliveries, found.fewest_deliveries, found.suppressed) == (4, 2, 2)
     assert (found.lost, found.doubled) == (0, 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import connection, transaction
@@ -52,6 +52,13 @@ def publish_copies(broker: Broker, message: OutboxMessage, copies: int) -> None:
             )
 
 
+def forget(broker: Broker) -> int:
+    """Have the broker lose its queue; return how many messages that were."""
+    with broker.connection() as connection:
+        channel: Any = connection.channel()
+        return int(channel.queue_purge("celery"))
+
+
 def status_of(message: OutboxMessage) -> str:
     message.refresh_from_db()
     return message.status
@@ -96,6 +103,43 @@ def test_a_message_is_marked_published_only_after_the_broker_has_confirmed_it(
     assert relay.run_once().published == 1
     assert status_of(second) == "published"
     assert broker.queue_length() == 2, "the broker forgot what it had confirmed"
+    relay.close()
+
+
+def test_what_the_broker_forgot_is_published_again_where_the_task_is_guarded(
+    broker: Broker, start_worker: Callable[..., Process], settings: Any
+) -> None:
+    settings.OUTBOX_REDELIVER_AFTER = 0.2
+    with transaction.atomic():
+        guarded = OutboxMessage.objects.enqueue(record_once.s("guarded"))
+        unguarded = OutboxMessage.objects.enqueue(record.s("unguarded"))
+    relay = Relay()
+    assert relay.drain().published == 2
+    assert forget(broker) == 2
+    wait_for(lambda: relay.run_once().published, message="It was not published again")
+    relay.close()
+    worker = start_worker()
+    wait_for(lambda: status_of(guarded) == "executed", message=worker.output)
+    assert guarded.redeliveries == 1
+    assert status_of(unguarded) == "published"
+    assert [effect.label for effect in Effect.objects.all()] == ["guarded"]
+
+
+def test_what_is_forgotten_each_time_is_stuck_and_can_be_retried(
+    broker: Broker, transactional_db: None, settings: Any
+) -> None:
+    settings.OUTBOX_REDELIVER_AFTER = 0.05
+    settings.OUTBOX_MAX_REDELIVERIES = 2
+    with transaction.atomic():
+        message = OutboxMessage.objects.enqueue(record_once.s("unlucky"))
+    relay = Relay()
+    for _ in range(3):
+        wait_for(lambda: relay.run_once().published, message="It was not published again")
+        assert forget(broker) == 1
+    assert list(OutboxMessage.objects.stuck()) == [message]
+    assert relay.run_once().claimed == 0
+    assert OutboxMessage.objects.stuck().retry() == 1
+    assert relay.run_once().published == 1
     relay.close()
 
 

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
 ADMIN = "demo"
-# A killed worker's messages come back after so many seconds, so that nobody has to wait for them.
+# Seconds, short ones, so that nobody has to wait for what a killed worker left behind: the broker
+# hands out again what it had noted as taken, and the relay publishes again what the broker forgot.
 VISIBILITY_TIMEOUT = 5
+REDELIVER_AFTER = 4
 # Each says what happened: a server that is missing or does not start, or that does not answer.
 ANTICIPATED = (ServerMissing, RuntimeError, Error, OperationalError, ProcessEnded, OrderRefused)
 
@@ -104,6 +106,7 @@ class Command(BaseCommand):
         environment = {
             "SECRET_KEY": get_random_secret_key(),
             "BROKER_VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT),
+            "OUTBOX_REDELIVER_AFTER": str(REDELIVER_AFTER),
         }
         if "DATABASE_URL" not in os.environ:
             postgres = stack.enter_context(PostgresServer(database="shop"))
