@@ -21,8 +21,9 @@ State = IdempotencyKey.State
 
 AGE = """
 UPDATE idempotency_idempotencykey SET
-    created_at = created_at - %(by)s, finished_at = finished_at - %(by)s,
-    expires_at = expires_at - %(by)s, lease_expires_at = lease_expires_at - %(by)s
+    created_at = created_at - by, finished_at = finished_at - by,
+    expires_at = expires_at - by, lease_expires_at = lease_expires_at - by
+FROM CAST(%s AS interval) AS by
 """
 
 REDIS_AGE = """
@@ -45,8 +46,8 @@ class Leasing:
         return self.store.in_database
 
     def operation(self, key: str = "k", **options: Any) -> Operation:
-        given = {"ttl": timedelta(hours=1), "fingerprint": "f", "message_id": "m", **options}
-        return Operation(namespace="tests", scope="", key=key, **given)
+        given = {"fingerprint": "f", "message_id": "m", "namespace": "tests", **options}
+        return Operation(scope="", key=key, ttl=timedelta(hours=1), **given)
 
     def terms(self, **options: Any) -> Terms:
         return Terms(**{"lease": timedelta(seconds=30), **options})
@@ -92,7 +93,7 @@ class Leasing:
             self.store.client.eval(REDIS_AGE, 1, name, str(microseconds))
         else:
             with connection.cursor() as cursor:
-                cursor.execute(AGE, {"by": by})
+                cursor.execute(AGE, [str(by)])
 
     def make_stale(self, key: str = "k") -> None:
         self.pass_time(timedelta(seconds=31), key)

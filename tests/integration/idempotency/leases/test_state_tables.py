@@ -61,7 +61,12 @@ def release(leasing: Leasing) -> int:
 
 def test_absent_claim_executes(leasing: Leasing) -> None:
     seen = []
-    outcome = leasing.run(lambda: seen.append(leasing.record()) or "value")
+
+    def body() -> str:
+        seen.append(leasing.record())
+        return "value"
+
+    outcome = leasing.run(body)
     [during] = seen
     assert (outcome.value, outcome.replayed) == ("value", False)
     assert (during.state, during.attempt) == (State.IN_PROGRESS, 1)
@@ -320,7 +325,7 @@ def test_any_step_without_the_token_or_not_in_progress_is_lease_lost(
 
 def test_stale_complete_that_nobody_reclaimed_is_allowed(leasing: Leasing) -> None:
     """The token is the authority, not the clock."""
-    assert leasing.run(lambda: leasing.make_stale()).value is None
+    assert leasing.run(leasing.make_stale).value is None
     assert leasing.record().state == State.COMPLETED
 
 
