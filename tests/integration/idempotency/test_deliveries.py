@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+from celery import Celery
 from django.db import connection
 
 from idempotency.models import IdempotencyKey
@@ -143,3 +144,29 @@ def test_a_tasks_own_retry_is_not_a_failure(broker: Broker, start_worker: StartW
 
     assert effects() == ["once"]
     assert delivered(worker, id, "retry") == 1
+
+
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_with_quorum_queues_it_comes_again_as_often(
+    broker: Broker, start_worker: StartWorker
+) -> None:
+    """There a countdown is a part of the routing key, which a second one has to replace."""
+    id = str(uuid4())
+    worker = start_worker(
+        concurrency=2, env={"DJANGO_SETTINGS_MODULE": "tests.integration.idempotency.quorum"}
+    )
+    producer = Celery(broker=broker.url, set_as_current=False)
+    producer.conf.update(
+        task_default_queue_type="quorum",
+        task_default_exchange_type="topic",
+        broker_transport_options={"confirm_publish": True},
+    )
+
+    with bodies_waiting():
+        for _ in range(2):
+            producer.send_task(record_once.name, ("once", LOCK), task_id=id)
+        wait_for(lambda: delivered(worker, id, "retry") >= 3, timeout=60, message=worker.output)
+    wait_for(lambda: delivered(worker, id, "succeeded") == 2, message=worker.output)
+
+    assert effects() == ["once"]
+    producer.close()
