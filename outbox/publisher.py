@@ -82,7 +82,7 @@ class Publisher:
     """
 
     def __init__(self, app: Celery, write_timeout: float = 20) -> None:
-        """``write_timeout``: seconds after which a broker that stops reading is given up."""
+        """``write_timeout``: seconds after which a broker that hangs is given up."""
         self.app = app
         self.write_timeout = write_timeout
         self._link: _Link | None = None
@@ -353,6 +353,9 @@ def _connect(app: Celery, write_timeout: float) -> _Link:
     # A connection that waits for each single confirm would make pipelining pointless.
     options = {"confirm_publish": False, "write_timeout": write_timeout}
     connection = app.connection_for_write(transport_options=options)
+    if connection.transport.driver_type == "redis":
+        # For each answer; one that does not come is followed by two tries of a fresh connection.
+        connection.transport_options.setdefault("socket_timeout", write_timeout / 4)
     try:
         connection.ensure_connection(
             max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0
