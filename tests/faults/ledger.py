@@ -16,7 +16,7 @@ WITH effect AS (
     SELECT message_id, count(*) AS times, count(DISTINCT published_at) AS publishes
     FROM project_delivery GROUP BY message_id
 ), entry AS (
-    SELECT message.key, message.status, message.attempts,
+    SELECT message.key, message.status, message.attempts, message.redeliveries,
         coalesce(effect.times, 0) AS effects,
         coalesce(delivery.times, 0) AS deliveries,
         coalesce(delivery.publishes, 0) AS publishes
@@ -32,7 +32,8 @@ SELECT
     count(*) FILTER (WHERE status <> 'executed'),
     count(*) FILTER (WHERE attempts > 0 OR status = 'dead'),
     count(*) FILTER (WHERE deliveries > 1),
-    count(*) FILTER (WHERE publishes > 1)
+    count(*) FILTER (WHERE publishes > 1),
+    count(*) FILTER (WHERE redeliveries > 0)
 FROM entry
 """
 
@@ -55,6 +56,7 @@ class Ledger:
     blamed: int
     delivered_again: int
     published_again: int
+    redelivered: int
 
     def violations(self) -> list[str]:
         """What must not be, in words: empty when every message took effect exactly once."""

@@ -7,6 +7,7 @@ from tests.project.settings import INSTALLED_APPS as PROJECT_APPS
 INSTALLED_APPS = [*PROJECT_APPS, "tests.faults"]
 
 OUTBOX_CLAIM_TIMEOUT = env.float("OUTBOX_CLAIM_TIMEOUT", default=30.0)
+OUTBOX_REDELIVER_AFTER = env.float("OUTBOX_REDELIVER_AFTER", default=300.0)
 
 if CELERY_BROKER_URL.startswith("redis"):
     # A worker that is killed while it looks for unacked messages keeps the others from looking.

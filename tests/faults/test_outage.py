@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +77,23 @@ def test_broker_is_down_for_a_minute(systems: list[System], tell: Callable[[str]
     for relay in relays:
         assert relay.output().count("The broker is unavailable") == 1, relay.output()
         assert relay.output().count("Available again") == 1, relay.output()
+
+
+def test_broker_freezes(system: System) -> None:
+    """A broker that takes connections and never answers is unavailable, and no message's fault."""
+    relay = system.start_relay(env={"OUTBOX_CLAIM_TIMEOUT": "3"})
+    system.commit(["before"])
+    system.await_published()
+    os.kill(system.broker.server.pid, signal.SIGSTOP)
+    try:
+        system.commit(f"{n}" for n in range(20))
+        wait_for(lambda: "The broker is unavailable" in relay.output(), message=relay.output)
+    finally:
+        os.kill(system.broker.server.pid, signal.SIGCONT)
+    wait_for(lambda: "Available again" in relay.output(), message=relay.output)
+    system.start_worker()
+    system.await_executed()
+    assert audit().violations() == [], str(audit())
 
 
 def _produce(system: System, done: threading.Event) -> int:
