@@ -7,36 +7,26 @@ write of the old owner fails (``LeaseLost``). What has been recorded as a step i
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
-from uuid import uuid4
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from django.db import connections, transaction
+from django.db import transaction
 
 from idempotency import results
-from idempotency.exceptions import ImproperlyUsed, KeyInProgress, KeyReused, LeaseLost
+from idempotency.exceptions import ImproperlyUsed, KeyInProgress, KeyReused
 from idempotency.execution import (
-    LOST_RACE,
     Outcome,
-    count,
     is_completed,
     not_reentrant,
     replay,
     require_same_fingerprint,
-    tell,
     telling,
 )
 from idempotency.keys import make_key
-from idempotency.signals import executed, reclaimed
-from idempotency.stores import describe
+from idempotency.ownership import TRIES, Lease, current, require_no_transaction
 
 if TYPE_CHECKING:
     from idempotency.execution import Operation
@@ -44,19 +34,11 @@ if TYPE_CHECKING:
     from idempotency.querysets import IdempotencyKeyQuerySet
     from idempotency.stores import Found, Store, Terms
 
-logger = logging.getLogger(__name__)
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TRIES = 5
-"""How often a claim or a completion is tried against others, or a broken connection."""
 POLL = 0.1
 """Seconds between two looks at a twin that is waited for."""
-BEATS = 3
-"""Heartbeats in the time of a lease."""
-
-_current: ContextVar[Lease | None] = ContextVar("idempotency_lease", default=None)
 
 
 def run_leased(
@@ -73,10 +55,10 @@ def run_leased(
     another owner has taken over, ``ImproperlyUsed`` inside a transaction on the records' alias,
     and whatever the body raises.
     """
-    _require_no_transaction(records.db, f"{operation} is leased work")
+    require_no_transaction(records.db, f"{operation} is leased work")
     with telling(records, operation), not_reentrant(records.db, operation):
         lease = Lease(store, records, operation, terms)
-        completed = lease.claim()
+        completed = claim(lease)
         if completed is not None:
             with transaction.atomic(using=records.db):
                 return replay(records, operation, completed, results)
@@ -84,6 +66,34 @@ def run_leased(
             value = body()
             lease.complete(value)
         return Outcome(value, replayed=False)
+
+
+def claim(lease: Lease) -> IdempotencyKey | None:
+    """Commit a claim, or return the record of the execution that makes it a duplicate."""
+    store, operation, states = lease.store, lease.operation, lease.states
+    deadline = time.monotonic() + operation.wait.total_seconds()
+    tries = 0
+    while (tries := tries + 1) <= TRIES:
+        try:
+            if lease.take():
+                return None
+            found = store.look_up(operation)
+            if found is None:
+                continue  # forgotten, or expired, between the two
+            if lease.recognise(found):
+                return None
+            require_same_fingerprint(operation, found.record)
+            if found.record.state != states.IN_PROGRESS:
+                if _is_duplicate(lease, found.record):
+                    return found.record
+            elif found.remaining <= timedelta(0):
+                _give_up(lease, found.record)
+            else:
+                _wait(operation, found, deadline)
+                tries = 0
+        except store.unreachable as error:
+            lease.recover(error, last=tries == TRIES)
+    raise KeyInProgress(f"{operation} is claimed by many at once: try again later.")
 
 
 def step(name: str, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -125,326 +135,40 @@ def derived_key(name: str) -> str:
     return make_key(operation.namespace, operation.key, name, scope=operation.scope)
 
 
-class Lease:
-    """One owner's hold on an operation."""
+def _is_duplicate(lease: Lease, record: IdempotencyKey) -> bool:
+    if not is_completed(lease.operation, record) or lease.terms.on_completed == "execute":
+        return False
+    if lease.terms.on_completed == "raise":
+        raise KeyReused(f"{lease.operation} has been executed before.")
+    return True
 
-    def __init__(
-        self, store: Store, records: IdempotencyKeyQuerySet, operation: Operation, terms: Terms
-    ) -> None:
-        self.store = store
-        self.records = records
-        self.operation = operation
-        self.terms = terms
-        # Never the message's id: a retry and a redelivery have the same.
-        self.token = uuid4()
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{operation.message_id}"[:255]
-        self.lost = False
-        self._attempt = 1
-        self._steps: dict[str, bytes] | None = None
-        self._fencing = False
-        self._settled = False
-        self._extended_at = 0.0
-        self._states = records.model.State
 
-    def claim(self) -> IdempotencyKey | None:
-        """Commit a claim, or return the record of the execution that makes it a duplicate."""
-        deadline = time.monotonic() + self.operation.wait.total_seconds()
-        tries = 0
-        while (tries := tries + 1) <= TRIES:
-            try:
-                if self._take():
-                    return None
-                found = self.store.look_up(self.operation)
-                if found is None:
-                    continue  # forgotten, or expired, between the two
-                if self._recognise(found):
-                    return None
-                require_same_fingerprint(self.operation, found.record)
-                if found.record.state != self._states.IN_PROGRESS:
-                    if self._is_duplicate(found.record):
-                        return found.record
-                elif found.remaining <= timedelta(0):
-                    self._give_up(found.record)
-                else:
-                    self._wait(found, deadline)
-                    tries = 0
-            except self.store.unreachable as error:
-                self._recover(error, last=tries == TRIES)
-        raise KeyInProgress(f"{self.operation} is claimed by many at once: try again later.")
+def _give_up(lease: Lease, record: IdempotencyKey) -> None:
+    """End a stale attempt that the terms do not let us take over."""
+    if lease.terms.on_stale == "block":
+        state = lease.states.OUTCOME_UNKNOWN
+    elif record.attempt >= lease.terms.max_attempts:
+        state = lease.states.FAILED_TERMINAL
+    else:
+        return  # stale since a moment ago: the next try takes it
+    error = f"The lease of {record.owner} ended in attempt {record.attempt}."
+    token = record.token or lease.token
+    lease.store.settle(lease.operation, token, state, error=error, only_stale=True)
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the lease alive; record how the attempt ended, unless it was completed."""
-        token = _current.set(self)
-        try:
-            with self._heartbeat():
-                yield
-        except BaseException as error:
-            self._end(error)
-            raise
-        finally:
-            _current.reset(token)
 
-    def complete(self, value: object) -> None:
-        """Write the completion, and what the receivers of ``executed`` write, in a transaction.
-
-        If its commit fails nobody knows whether it took place: the key is read again.
-        """
-        result = self._encode(value, "The operation")
-        for tries in range(1, TRIES + 1):
-            try:
-                with transaction.atomic(using=self.records.db):
-                    tell(executed, self.records, self.operation, self._completed(result))
-            except self.store.unreachable as error:
-                # Whoever comes next finds out; as a failure it would run again.
-                self._settled = tries == TRIES
-                self._recover(error, last=self._settled)
-            else:
-                self._settled = True
-                return
-
-    def step(self, name: str, func: Callable[[], T]) -> T:
-        if not self._fencing:
-            _require_no_transaction(self.records.db, f"step({name!r}) records its own progress")
-        if name in self._recorded():
-            return cast(T, results.loads(self._recorded()[name]))
-        self._require_held()
-        value = func()
-        self._steps = {**self._recorded(), name: self._encode(value, f"Its step {name!r}")}
-        if not self._fencing:
-            self._extend()
-        return value
-
-    @contextmanager
-    def fenced(self, using: str | None) -> Iterator[None]:
-        if not self.store.in_database:
-            raise ImproperlyUsed(
-                f"{self.operation} keeps its lease outside the database, so no transaction can "
-                'check it as it commits. fenced() needs store="postgresql".'
-            )
-        self._require_held()
-        outer, self._fencing = self._fencing, True
-        try:
-            with ExitStack() as stack:
-                # The keys' transaction ends last: until then its row lock keeps others out.
-                for alias in dict.fromkeys([self.records.db, using or self.records.db]):
-                    stack.enter_context(transaction.atomic(using=alias))
-                yield
-                self._write_extension()
-        except BaseException:
-            # Rolled back, or not: the next step reads what is recorded.
-            self._steps = None
-            raise
-        finally:
-            self._fencing = outer
-
-    def beat(self) -> None:
-        """Extend the lease, from the heartbeat's thread."""
-        try:
-            held = self.store.extend(self.operation, self.token, self.terms.lease)
-        except self.store.unreachable:
-            self.store.recover()
-            if self._since_extended() > self.terms.lease:
-                self.lost = True
-            return
-        if held:
-            self._extended_at = time.monotonic()
-        else:
-            self.lost = True
-
-    def _take(self) -> bool:
-        self._extended_at = time.monotonic()
-        taken = self.store.claim_lease(self.operation, self.terms, self.token, self.owner)
-        if taken is None:
-            return False
-        self._attempt = taken.attempt
-        self._steps = _decode(taken.checkpoint)
-        if taken.reclaimed:
-            logger.warning("%s is reclaimed: its lease was stale.", self.operation.digest)
-            count(reclaimed, self.records, self.operation)
-        return True
-
-    def _recognise(self, found: Found) -> bool:
-        """Whether an earlier try took the key, and only its answer was lost."""
-        if found.record.token != self.token:
-            return False
-        self._attempt = found.record.attempt
-        self._steps = _decode(found.record.checkpoint)
-        return True
-
-    def _is_duplicate(self, record: IdempotencyKey) -> bool:
-        if not is_completed(self.operation, record) or self.terms.on_completed == "execute":
-            return False
-        if self.terms.on_completed == "raise":
-            raise KeyReused(f"{self.operation} has been executed before.")
-        return True
-
-    def _give_up(self, record: IdempotencyKey) -> None:
-        """End a stale attempt that the terms do not let us take over."""
-        if self.terms.on_stale == "block":
-            state = self._states.OUTCOME_UNKNOWN
-        elif record.attempt >= self.terms.max_attempts:
-            state = self._states.FAILED_TERMINAL
-        else:
-            return  # stale since a moment ago: the next try takes it
-        error = f"The lease of {record.owner} ended in attempt {record.attempt}."
-        token = record.token or self.token
-        self.store.settle(self.operation, token, state, error=error, only_stale=True)
-
-    def _wait(self, found: Found, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        remaining = found.remaining.total_seconds()
-        if left <= 0:
-            raise KeyInProgress(
-                f"{self.operation} is being executed by {found.record.owner}: try again later.",
-                retry_after=remaining,
-            )
-        time.sleep(min(POLL, left, remaining))
-
-    def _recover(self, error: Exception, *, last: bool) -> None:
-        self.store.recover()
-        if not last:
-            return
-        if self._settled or getattr(error.__cause__, "sqlstate", None) in LOST_RACE:
-            raise KeyInProgress(
-                f"The store did not say what became of {self.operation}: try again later.",
-                retry_after=self.terms.lease.total_seconds(),
-            ) from error
-        raise error
-
-    def _completed(self, result: bytes) -> IdempotencyKey:
-        record = self.store.settle(
-            self.operation, self.token, self._states.COMPLETED, result=result
+def _wait(operation: Operation, found: Found, deadline: float) -> None:
+    left = deadline - time.monotonic()
+    remaining = found.remaining.total_seconds()
+    if left <= 0:
+        raise KeyInProgress(
+            f"{operation} is being executed by {found.record.owner}: try again later.",
+            retry_after=remaining,
         )
-        if record is not None:
-            return record
-        found = self.store.look_up(self.operation)
-        if found is None or found.record.token != self.token:
-            raise self._lease_lost()
-        if found.record.state != self._states.COMPLETED:
-            raise self._lease_lost()
-        return found.record
-
-    def _encode(self, value: object, what: str) -> bytes:
-        """Return the bytes of a result; its effect has taken place, so nothing may run again."""
-        try:
-            return results.dumps(value)
-        except ImproperlyUsed as error:
-            self._settled = True
-            self.store.settle(
-                self.operation, self.token, self._states.OUTCOME_UNKNOWN, error=describe(error)
-            )
-            error.add_note(f"{what} has run, so {self.operation} has to be resolved by hand.")
-            raise
-
-    def _end(self, error: BaseException) -> None:
-        """Record how the attempt ended; never at the cost of the error itself."""
-        if self._settled or isinstance(error, LeaseLost):
-            return
-        try:
-            if isinstance(error, self.terms.releasing) or not isinstance(error, Exception):
-                held = self.store.let_go(self.operation, self.token)
-            else:
-                final = self.terms.on_failed == "raise" or self._attempt >= self.terms.max_attempts
-                state = self._states.FAILED_TERMINAL if final else self._states.FAILED_RETRYABLE
-                settled = self.store.settle(
-                    self.operation, self.token, state, error=describe(error)
-                )
-                held = settled is not None
-            if not held:
-                error.add_note(str(self._lease_lost()))
-        except Exception as problem:
-            logger.exception("Could not record how %s ended.", self.operation.digest)
-            error.add_note(f"It could not be recorded: {describe(problem)}")
-
-    def _recorded(self) -> dict[str, bytes]:
-        if self._steps is None:
-            found = self.store.look_up(self.operation)
-            if found is None or found.record.token != self.token:
-                raise self._lease_lost()
-            self._steps = _decode(found.record.checkpoint)
-        return self._steps
-
-    def _require_held(self) -> None:
-        """Without a look at the store, unless the heartbeat has failed or stood still."""
-        if self.lost:
-            raise self._lease_lost()
-        if self._since_extended() > self.terms.lease / 2:
-            self._extend()
-
-    def _extend(self) -> None:
-        """Extend the lease and record the steps: the same twice, so a broken try is repeated."""
-        for tries in range(1, TRIES + 1):
-            try:
-                self._write_extension()
-            except self.store.unreachable as error:
-                if self._fencing:
-                    raise
-                self._recover(error, last=tries == TRIES)
-            else:
-                return
-
-    def _write_extension(self) -> None:
-        checkpoint = results.dumps(self._steps) if self._steps else None
-        began = time.monotonic()
-        if not self.store.extend(self.operation, self.token, self.terms.lease, checkpoint):
-            raise self._lease_lost()
-        self._extended_at = began
-
-    def _since_extended(self) -> timedelta:
-        return timedelta(seconds=time.monotonic() - self._extended_at)
-
-    def _lease_lost(self) -> LeaseLost:
-        self.lost = True
-        return LeaseLost(f"{self.operation} has been taken over, or settled by hand, meanwhile.")
-
-    @contextmanager
-    def _heartbeat(self) -> Iterator[None]:
-        if self.store.in_database and connections[self.records.db].in_atomic_block:
-            # A test's transaction: no other connection sees the lease, to extend or to take it.
-            yield
-            return
-        stop = threading.Event()
-        thread = threading.Thread(target=self._beat_until, args=[stop], daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-    def _beat_until(self, stop: threading.Event) -> None:
-        try:
-            while not stop.wait(self.terms.lease.total_seconds() / BEATS) and not self.lost:
-                self.beat()
-        finally:
-            connections.close_all()
+    time.sleep(min(POLL, left, remaining))
 
 
 def _lease(what: str) -> Lease:
-    lease = _current.get()
+    lease = current.get()
     if lease is None:
         raise ImproperlyUsed(f'{what} belongs inside a function under @idempotent(mode="leased").')
     return lease
-
-
-def _decode(checkpoint: bytes | memoryview | None) -> dict[str, bytes]:
-    return {} if checkpoint is None else cast("dict[str, bytes]", results.loads(bytes(checkpoint)))
-
-
-def _require_no_transaction(using: str, what: str) -> None:
-    """What is written inside a transaction is not there for others, and may be undone."""
-    connection = connections[using]
-    if connection.in_atomic_block:
-        try:
-            # It looks past the transaction that Django's TestCase puts around a test.
-            with transaction.atomic(using=using, durable=True):
-                return
-        except RuntimeError:
-            pass
-    elif connection.get_autocommit():
-        return
-    raise ImproperlyUsed(
-        f"{what}, which cannot be inside an open transaction on {using!r}: call it after the "
-        "commit (transaction.on_commit()), or enqueue it."
-    )

@@ -7,8 +7,7 @@ back. Their arguments are ``sender=IdempotencyKey``, ``record`` (the ``Idempoten
 ``using`` (the database alias).
 
 The others are for counting. They are sent robustly, with the same arguments but ``operation``
-(its ``namespace``, ``scope`` and ``key``) instead of ``record``; what their receivers write in
-atomic mode is rolled back with the call.
+(its ``namespace``, ``scope`` and ``key``) instead of ``record``.
 """
 
 from __future__ import annotations

@@ -592,10 +592,10 @@ class TestHeartbeat:
         leased(body, lease=0.3)()
 
     def test_that_finds_another_owner_stops_the_next_step_before_it_runs(self) -> None:
-        from idempotency.leases import _current
+        from idempotency.ownership import current
 
         def body() -> None:
-            lease = _current.get()
+            lease = current.get()
             assert lease is not None
             take_over()
             wait_for(lambda: lease.lost)
@@ -606,10 +606,10 @@ class TestHeartbeat:
 
     def test_that_stood_still_has_the_lease_checked_before_a_step(self) -> None:
         """As after a pause of the whole process, in which the thread has not run yet."""
-        from idempotency.leases import _current
+        from idempotency.ownership import current
 
         def body() -> None:
-            lease = _current.get()
+            lease = current.get()
             assert lease is not None
             lease._extended_at -= 3600
             take_over()
