@@ -100,9 +100,9 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
                     "created",
                     "due",
                     "expires",
-                    "published",
+                    "published_moment",
                     "redeliveries",
-                    "executed",
+                    "executed_moment",
                     "receipt",
                 )
             },
@@ -122,8 +122,8 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         "created",
         "due",
         "expires",
-        "published",
-        "executed",
+        "published_moment",
+        "executed_moment",
         "receipt",
         "error_table",
         "target",
@@ -168,7 +168,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("task"))
     def message(self, message: OutboxMessage) -> SafeString:
         return format_html(
-            '{} <span class="outbox-id quiet"><span>{}</span> <span>{}</span></span>',
+            '{}<span class="outbox-id quiet"><span>{}</span><span>{}</span></span>',
             message.task,
             message.pk,
             message.key,
@@ -215,6 +215,14 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("expires"))
     def expires(self, message: OutboxMessage) -> SafeString:
         return moment(message.expires_at)
+
+    @admin.display(description=gettext_lazy("published"))
+    def published_moment(self, message: OutboxMessage) -> SafeString:
+        return moment(message.published_at)
+
+    @admin.display(description=gettext_lazy("executed"))
+    def executed_moment(self, message: OutboxMessage) -> SafeString:
+        return moment(message.executed_at)
 
     @admin.display(description=gettext_lazy("receipt"))
     def receipt(self, message: OutboxMessage) -> str:
@@ -407,7 +415,7 @@ def _receipt(message: OutboxMessage) -> str:
     if not message.awaits_receipt:
         return _("not recorded")
     if message.status == Status.PUBLISHED and message.available_at is None:
-        return _("receipt outstanding: stuck")
+        return _("receipt outstanding, stuck")
     return _("receipt outstanding")
 
 
