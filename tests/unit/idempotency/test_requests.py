@@ -114,6 +114,8 @@ def test_csrf_token_is_not_the_intent() -> None:
     assert taken(post("a=1&csrfmiddlewaretoken=x", FORM)) == taken(
         post("csrfmiddlewaretoken=y&a=1", FORM)
     )
+    one, other = (multipart("aaaa", FIELD, ('name="csrfmiddlewaretoken"', t)) for t in (b"x", b"y"))
+    assert taken(one) == taken(other)
 
 
 FIELD = ('name="title"', b"Invoice")

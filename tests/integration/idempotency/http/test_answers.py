@@ -322,6 +322,14 @@ class TestStored:
         assert effects() == 0
         assert not IdempotencyKey.objects.exists()
 
+    @pytest.mark.parametrize("name", views.ERRORS)
+    def test_exception_of_the_view_is_not_taken_for_the_guard_s(
+        self, client: Client, name: str
+    ) -> None:
+        with pytest.raises(type(views.ERRORS[name])):
+            client.post(f"/fail-within/{name}/")
+        assert effects() == 0
+
     def test_view_that_returns_no_response(self, client: Client) -> None:
         with pytest.raises(ValueError, match="didn't return an HttpResponse"):
             client.post("/nothing/")

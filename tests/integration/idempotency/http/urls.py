@@ -40,6 +40,7 @@ urlpatterns = [
     *(path(f"{name}/", getattr(views, name)) for name in PLAIN),
     path("pay/<str:label>/", views.pay),
     path("pay-too/<str:label>/", views.pay),
+    path("fail-within/<str:name>/", views.fail_within),
     path("status/<int:status>/", views.status),
     path("final/<int:status>/", views.final),
     path("decorated/", views.Decorated.as_view()),

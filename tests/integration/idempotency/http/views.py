@@ -24,6 +24,7 @@ from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 
 from idempotency import idempotent_view, mark_final
+from idempotency.exceptions import KeyInProgress, KeyReused
 from outbox.models import OutboxMessage
 from tests.project.models import Effect
 from tests.project.tasks import record
@@ -51,6 +52,12 @@ class Gate:
 
 
 gate = Gate()
+
+ERRORS: dict[str, Exception] = {
+    "in-progress": KeyInProgress("The key of something else."),
+    "reused": KeyReused("The key of something else."),
+    "outage": OperationalError("Another database."),
+}
 
 
 def effect(label: str = "effect") -> int:
@@ -100,6 +107,13 @@ def final(request: HttpRequest, status: int) -> HttpResponse:
 def fail(request: HttpRequest) -> HttpResponse:
     effect()
     raise RuntimeError("The view fails.")
+
+
+@idempotent_view
+def fail_within(request: HttpRequest, name: str) -> HttpResponse:
+    """Raises what a guard raises too, but it is the view's own affair."""
+    effect()
+    raise ERRORS[name]
 
 
 @idempotent_view
