@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Fault(StrEnum):
@@ -27,21 +31,21 @@ class Faults:
     says nothing before it closes the connection.
     """
 
-    script: deque[Fault] = field(default_factory=deque)
+    script: Iterable[str] = ()
     fail: float = 0
     hang: float = 0
     decline: float = 0
     hang_seconds: float = 5
 
     def __post_init__(self) -> None:
-        self.script = deque(Fault(name) for name in self.script)
+        self._script = deque(Fault(name) for name in self.script)
         self.seen: Counter[Fault] = Counter()
         self._lock = threading.Lock()
 
     def draw(self) -> Fault:
         """Choose what happens to one request."""
         with self._lock:
-            fault = self.script.popleft() if self.script else self._by_chance()
+            fault = self._script.popleft() if self._script else self._by_chance()
             self.seen[fault] += 1
             return fault
 
