@@ -54,16 +54,16 @@ class Lease:
         self.records = records
         self.operation = operation
         self.terms = terms
+        self.states = records.model.State
         # Never the message's id: a retry and a redelivery have the same.
         self.token = uuid4()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{operation.message_id}"[:255]
         self.lost = False
-        self._attempt = 1
+        self._failure = self.states.FAILED_RETRYABLE
         self._steps: dict[str, bytes] | None = None
         self._fencing = False
         self._settled = False
         self._extended_at = 0.0
-        self.states = records.model.State
 
     def take(self) -> bool:
         """Claim the operation, if that can be had."""
@@ -71,8 +71,7 @@ class Lease:
         taken = self.store.claim_lease(self.operation, self.terms, self.token, self.owner)
         if taken is None:
             return False
-        self._attempt = taken.attempt
-        self._steps = _decode(taken.checkpoint)
+        self._begin(taken.attempt, taken.checkpoint)
         if taken.reclaimed:
             logger.warning("%s is reclaimed: its lease was stale.", self.operation.digest)
             count(reclaimed, self.records, self.operation)
@@ -82,8 +81,7 @@ class Lease:
         """Whether an earlier try took the key, and only its answer was lost."""
         if found.record.token != self.token:
             return False
-        self._attempt = found.record.attempt
-        self._steps = _decode(found.record.checkpoint)
+        self._begin(found.record.attempt, found.record.checkpoint)
         return True
 
     @contextmanager
@@ -178,6 +176,11 @@ class Lease:
         else:
             self.lost = True
 
+    def _begin(self, attempt: int, checkpoint: bytes | memoryview | None) -> None:
+        self._steps = _decode(checkpoint)
+        if self.terms.on_failed == "raise" or attempt >= self.terms.max_attempts:
+            self._failure = self.states.FAILED_TERMINAL
+
     def _completed(self, result: bytes) -> IdempotencyKey:
         record = self.store.settle(self.operation, self.token, self.states.COMPLETED, result=result)
         if record is not None:
@@ -190,14 +193,11 @@ class Lease:
         return found.record
 
     def _encode(self, value: object, what: str) -> bytes:
-        """Return the bytes of a result; its effect has taken place, so nothing may run again."""
+        """Return the bytes of a result; where there are none its effect took place all the same."""
         try:
             return results.dumps(value)
         except ImproperlyUsed as error:
-            self._settled = True
-            self.store.settle(
-                self.operation, self.token, self.states.OUTCOME_UNKNOWN, error=describe(error)
-            )
+            self._failure = self.states.OUTCOME_UNKNOWN
             error.add_note(f"{what} has run, so {self.operation} has to be resolved by hand.")
             raise
 
@@ -211,10 +211,8 @@ class Lease:
             ):
                 held = self.store.let_go(self.operation, self.token)
             else:
-                final = self.terms.on_failed == "raise" or self._attempt >= self.terms.max_attempts
-                state = self.states.FAILED_TERMINAL if final else self.states.FAILED_RETRYABLE
                 settled = self.store.settle(
-                    self.operation, self.token, state, error=describe(error)
+                    self.operation, self.token, self._failure, error=describe(error)
                 )
                 held = settled is not None
             if not held:

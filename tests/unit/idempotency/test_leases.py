@@ -419,6 +419,14 @@ class TestExceptions:
             leased(body, on_failed="raise", max_attempts=1)()
         assert (record().state, record().error) == (State.FAILED_RETRYABLE, "")
 
+    def test_a_twin_of_something_inside_is_no_failure(self) -> None:
+        def body() -> None:
+            raise KeyInProgress("inner")
+
+        with pytest.raises(KeyInProgress, match="inner"):
+            leased(body, max_attempts=1)()
+        assert not IdempotencyKey.objects.exists()
+
     def test_others_fail(self) -> None:
         def body() -> None:
             raise LookupError("x" * 5000 + "\nDETAIL: Key (email)=(someone) already exists.")
