@@ -24,10 +24,9 @@ from uuid import UUID, uuid4
 from celery import Celery, chunks, group
 from celery.canvas import Signature, _chain, maybe_signature
 from celery.exceptions import AlwaysEagerIgnored
-from celery.result import denied_join_result
 from celery.utils.functional import maybe_list
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu import Producer, serialization
+from kombu import Producer, Queue, serialization
 from kombu.compression import decompress
 from kombu.exceptions import SerializationError
 from kombu.utils.json import dumps as json_dumps
@@ -52,9 +51,15 @@ __all__ = [
 # connection on a larger one: RabbitMQ's frame_max is 128 KiB unless it is configured smaller.
 MAX_HEADERS_BYTES = 120 * 1024
 MAX_SHORT_STRING_BYTES = 255
-AMQP_INTEGERS = range(-(2**63), 2**63)
+AMQP_INTEGERS = (-(2**63), 2**63 - 1)
+MAX_OCTET = 255
 KOMBU_TYPED = {"__type__", "__value__"}
 MAX_COUNTDOWN = 100 * 365 * 86_400
+
+# A result backend may connect when a task is called (Redis subscribes, RPC declares a queue). It
+# must not, inside somebody's transaction, and it does not for a result that is ignored. The header
+# gets its own value back. (denied_join_result() would do, but it holds for all threads at once.)
+NO_RESULT: Any = type("NoResult", (int,), {})(1)
 
 # With these a call publishes at once, whatever its producer.
 PUBLISHING_OPTIONS = ("connection", "producer", "publisher")
@@ -110,14 +115,7 @@ def build(signature: Any, id: UUID) -> WireMessage:
     ``UnserializableArgument`` for an argument, header or option that the wire does not take.
     """
     app = signature.app
-    # A result backend may connect when a task is called (Redis subscribes, RPC declares a queue):
-    # it must not, inside somebody's transaction. Where results must not be joined, it does not.
-    with denied_join_result():
-        head = _head(signature, app)
-        return _build(head, app, id)
-
-
-def _build(head: Any, app: Celery, id: UUID) -> WireMessage:
+    head = _head(signature, app)
     own_id = head.options.pop("task_id", None)
     if own_id not in (None, str(id)):
         raise ValueError(
@@ -128,11 +126,14 @@ def _build(head: Any, app: Celery, id: UUID) -> WireMessage:
     eta, delay = _schedule(head, app)
     channel: Any = _CapturingChannel(app)
     producer = _CapturingProducer(channel, auto_declare=False)
+    ignore_result = head.options.pop("ignore_result", getattr(task_of(head), "ignore_result", None))
     try:
         _apply(head, app, producer, str(id))
     except SerializationError as error:
         raise _unserializable(head, error) from error
     message: WireMessage = channel.wire_message(head.task, eta, delay)
+    if message.headers.get("ignore_result") is NO_RESULT:
+        message.headers["ignore_result"] = ignore_result
     return message
 
 
@@ -177,7 +178,7 @@ def _head(signature: Any, app: Celery) -> Any:
     """Return a copy of the one step that is sent now, with the ids of all that follows frozen."""
     _refuse_chords(signature)
     head = _chain_head(signature, app) if isinstance(signature, _chain) else signature.clone()
-    if isinstance(head, (group, chunks)):
+    if isinstance(head, group) or isinstance(signature, chunks):
         raise UnsupportedSignature(
             f"{head!r} is a group: several messages, not one. "
             "Use OutboxMessage.objects.enqueue_many(group)."
@@ -191,24 +192,32 @@ def _head(signature: Any, app: Celery) -> Any:
 
 def _chain_head(signature: Any, app: Celery) -> Any:
     # What chain.run() does; it offers no way to do it without publishing.
-    options = dict(signature.options)
     own_id = _first_step(signature).options.get("task_id")
+    signature = signature.clone()  # preparing a chain writes its last id into it
+    options = dict(signature.options)
     links = options.pop("link", None)
+    link_error = options.pop("link_error", None)
+    root_id, parent_id = options.pop("root_id", None), options.pop("parent_id", None)
+    last_id, group_id = options.pop("task_id", None), options.pop("group_id", None)
+    chord, group_index = options.pop("chord", None), options.pop("group_index", None)
+    ending = _pop_group(signature) if app.conf.task_protocol > 1 else None
+    if ending is None:
+        last = {"last_task_id": last_id, "group_id": group_id, "chord_body": chord}
+        last["group_index"] = group_index
+    else:
+        last = {}
+        ending._freeze_group_tasks(  # noqa: SLF001 (freeze() makes a result of it too)
+            last_id, group_id, chord, root_id, None, group_index
+        )
+        for errback in maybe_list(link_error) or ():
+            ending.link_error(errback)
     steps, results = signature.prepare_steps(
-        signature.args,
-        {},
-        signature.tasks,
-        options.pop("root_id", None),
-        options.pop("parent_id", None),
-        options.pop("link_error", None),
-        app,
-        options.pop("task_id", None),
-        options.pop("group_id", None),
-        options.pop("chord", None),
-        group_index=options.pop("group_index", None),
+        signature.args, {}, signature.tasks, root_id, parent_id, link_error, app, **last
     )
     if not results:
         raise UnsupportedSignature("The chain has no task in it: there is nothing to enqueue.")
+    if ending is not None:
+        steps.insert(0, ending)
     for step in steps:
         _refuse_chords(step)
     if links:
@@ -217,6 +226,20 @@ def _chain_head(signature: Any, app: Celery) -> Any:
     options["chain"] = list(options.get("chain") or ()) + steps
     head.options = head.clone(**options).options | {"chain": options["chain"], "task_id": own_id}
     return head
+
+
+def _pop_group(chain: Any) -> Any:
+    """Take the group off with which the chain ends, if it does and something comes before it.
+
+    Celery would make it a result when it gives out ids, and that subscribes in the result backend.
+    """
+    while chain.tasks and isinstance(chain.tasks[-1], _chain):
+        chain.tasks = [*chain.tasks[:-1], *chain.tasks[-1].tasks]
+    ending = chain.tasks[-1] if len(chain.tasks) > 1 else None
+    if not isinstance(ending, group) or len(list(ending.tasks)) == 1:
+        return None
+    chain.tasks = chain.tasks[:-1]
+    return ending
 
 
 def _first_step(signature: Any) -> Any:
@@ -237,16 +260,17 @@ def _freeze_links(signature: Any) -> None:
         _freeze_links(nested)
 
 
-def _frozen(callback: Any) -> Any:
-    """Return a copy of the callback and of what is nested in it; the caller's keep no id."""
-    callback = {**callback, "options": dict(callback["options"])}
-    if callback.get("subtask_type") != "chain":
-        callback["options"].setdefault("task_id", str(uuid4()))
-    if nested := _nested(callback):
-        tasks = [_frozen(signature) for signature in nested]
-        callback["kwargs"] = {**callback["kwargs"], "tasks": tasks}
-    _freeze_links(callback)
-    return Signature.from_dict(callback)
+def _frozen(signature: Any) -> Any:
+    """Return a copy of the signature and what is nested in it; the caller's gets no id."""
+    options = dict(signature["options"])
+    if signature.get("subtask_type") != "chain":
+        options.setdefault("task_id", str(uuid4()))
+    frozen = {**signature, "options": options}
+    if nested := _nested(signature):
+        tasks = [_frozen(task) for task in nested]
+        frozen["kwargs"] = {**signature["kwargs"], "tasks": tasks}
+    _freeze_links(frozen)
+    return Signature.from_dict(frozen)
 
 
 def _nested(signature: Any) -> list[Any]:
@@ -256,17 +280,12 @@ def _nested(signature: Any) -> list[Any]:
 
 
 def _refuse_chords(signature: Any) -> None:
-    if signature.get("subtask_type") == "chord":
-        raise UnsupportedSignature(
-            f"{signature!r} is a chord: it counts its header's results in the result backend and "
-            "can't be held as one message. Enqueue a task that starts the chord when it runs."
-        )
-    options = signature["options"]
-    for option in ("link", "link_error", "chain"):
-        for follower in maybe_list(options.get(option)) or ():
-            _refuse_chords(follower)
-    for nested in _nested(signature):
-        _refuse_chords(nested)
+    for call in _calls(signature):
+        if call.get("subtask_type") == "chord":
+            raise UnsupportedSignature(
+                f"{call!r} is a chord: it counts its header's results in the result backend and "
+                "can't be held as one message. Enqueue a task that starts the chord when it runs."
+            )
 
 
 def _group_members(signature: Any) -> Iterator[Any]:
@@ -314,11 +333,15 @@ def _delay(task: str, countdown: Any) -> timedelta:
 
 
 def _apply(head: Any, app: Celery, producer: Producer, id: str) -> None:
-    options: dict[str, Any] = {"task_id": id, "producer": producer, "retry": False}
+    options: dict[str, Any] = {
+        "task_id": id,
+        "producer": producer,
+        "retry": False,
+        "ignore_result": NO_RESULT,
+    }
     if app.conf.task_always_eager:
         # apply_async() would run the task here and now; a message is wanted.
-        ignore_result = getattr(app.tasks.get(head.task), "ignore_result", None)
-        merged = {"ignore_result": ignore_result, **head.options, **options}
+        merged = {**head.options, **options}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AlwaysEagerIgnored)
             app.send_task(head.task, head.args, head.kwargs, **merged)
@@ -330,19 +353,32 @@ def _unserializable(head: Any, error: Exception) -> UnserializableArgument:
     serializer = head.options.get("serializer") or getattr(
         head.app.tasks.get(head.task), "serializer", None
     )
-    named = [(f"argument {i}", value) for i, value in enumerate(head.args, start=1)]
-    named += [(f"argument {name!r}", value) for name, value in head.kwargs.items()]
-    for name, value in named:
-        try:
-            serialization.dumps(value, serializer)
-        except SerializationError as cause:
-            return UnserializableArgument(
-                f"{head.task}: {name} cannot be serialized ({cause}). Pass a value that the "
-                "serializer takes, an object's primary key for instance. Nothing was enqueued."
-            )
+    for call in _calls(head):
+        named = [(f"argument {i}", value) for i, value in enumerate(call["args"], start=1)]
+        named += [(f"argument {name!r}", value) for name, value in call["kwargs"].items()]
+        for name, value in named:
+            try:
+                serialization.dumps(value, serializer)
+            except SerializationError as cause:
+                return UnserializableArgument(
+                    f"{call['task']}: {name} cannot be serialized ({cause}). Pass a value that "
+                    "the serializer takes, an object's primary key for instance. Nothing was "
+                    "enqueued."
+                )
     return UnserializableArgument(
         f"{head.task}: the message cannot be serialized ({error}). Nothing was enqueued."
     )
+
+
+def _calls(signature: Any) -> Iterator[Any]:
+    """Yield the signature, or what is nested in it, and what follows."""
+    nested = _nested(signature)
+    if not nested:
+        yield signature
+    for option in ("link", "link_error", "chain"):
+        nested += maybe_list(signature["options"].get(option)) or ()
+    for follower in nested:
+        yield from _calls(follower)
 
 
 class _CapturingProducer(Producer):
@@ -373,16 +409,18 @@ class _CapturingChannel:
         self.target = ("", "")
 
     def declare(self, entity: Any) -> None:
+        if not isinstance(entity, Queue):
+            return  # the exchange of a task-sent event
         known = self.app.amqp.queues.get(entity.name)
-        if known is not None and known != entity:
-            raise UnsupportedSignature(
-                f"The queue {entity.name!r} of the signature differs from the one in task_queues. "
-                "The relay declares what the settings say: put the queue there."
-            )
-        if known is None and entity.exchange.name != entity.name:
+        if known is None:
             raise UnsupportedSignature(
                 f"The queue {entity.name!r} of the signature is not in task_queues. The relay "
                 "declares what the settings say: put the queue there, and name it in the signature."
+            )
+        if known.as_dict(recurse=True) != entity.as_dict(recurse=True):
+            raise UnsupportedSignature(
+                f"The queue {entity.name!r} of the signature differs from the one in task_queues. "
+                "The relay declares what the settings say: put the queue there."
             )
         self.queue = self.queue or entity.name
 
@@ -491,7 +529,7 @@ def _property_size(value: object) -> int:
     if value is None or isinstance(value, datetime):
         return 9
     if isinstance(value, int):
-        if value not in range(256):
+        if not 0 <= value <= MAX_OCTET:
             raise _Refused(f"is {value}; a property is a number from 0 to 255.")
         return 1
     raise _Refused(f"is of type {type(value).__name__}, which no broker's protocol carries.")
@@ -503,7 +541,7 @@ def _utf8(text: str) -> bytes:
 
 def _check_scalar(value: Any, amqp: bool) -> None:
     if isinstance(value, int):
-        if value not in AMQP_INTEGERS:
+        if not AMQP_INTEGERS[0] <= value <= AMQP_INTEGERS[1]:
             raise _Refused(f"does not fit into 64 bits: {value}.")
     elif isinstance(value, (float, Decimal)):
         if not math.isfinite(value):
@@ -518,4 +556,4 @@ def _check_scalar(value: Any, amqp: bool) -> None:
 
 def _fits_amqp(value: Decimal) -> bool:
     exponent = int(value.as_tuple().exponent)
-    return -exponent in range(256) and abs(value.scaleb(-exponent)) < 2**31
+    return 0 <= -exponent <= MAX_OCTET and abs(value.scaleb(-exponent)) < 2**31
