@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 from idempotency.conf import IdempotencySettings
 from outbox.conf import OutboxSettings
 from outbox.models import OutboxMessage
+from sample_project.guide import tasks as guide_tasks
 from sample_project.shop.tasks import write_receipt
 from tests.acceptance.documents import (
     DOCUMENTS,
@@ -36,6 +37,14 @@ HOW_TO = ROOT / "docs" / "how-to.md"
 PRODUCTION = ROOT / "docs" / "production.md"
 NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 SHOP = sorted((ROOT / "sample_project").rglob("*.py"))
+GUIDE = ROOT / "docs" / "guide"
+GUIDE_PAGES = sorted(GUIDE.glob("*.md"))
+GUIDE_PATTERNS = [page for page in GUIDE_PAGES if page.name != "README.md"]
+PARTS = ["The flaw", "Why", "Right", "What remains"]
+GUIDE_SOURCES = [*SHOP, *sorted((ROOT / "tests/integration/guide").glob("*.py"))]
+NAMED_TESTS = {
+    named for page in (GUARANTEES, *GUIDE_PAGES) for named in NAMED_TEST.findall(page.read_text())
+}
 
 
 def by_name(path: Path) -> str:
@@ -64,6 +73,27 @@ def test_the_production_guide_shows_the_sample_projects_settings(block: str) -> 
     assert occurs(block, ROOT / "sample_project/settings.py"), f"not in the settings:\n{block}"
 
 
+@pytest.mark.parametrize("page", GUIDE_PATTERNS, ids=by_name)
+def test_each_page_of_the_guide_shows_code_that_runs_and_names_its_tests(page: Path) -> None:
+    text = page.read_text()
+    parts = re.findall(r"^\*\*([\w ]+)\.\*\*", text, re.MULTILINE)
+    assert [part for part in parts if part != "The choices"] == PARTS
+    shown = blocks(page, "python")
+    assert shown
+    for block in shown:
+        assert any(occurs(block, source) for source in GUIDE_SOURCES), f"not in a file:\n{block}"
+    tests = [name for _, name in NAMED_TEST.findall(text)]
+    assert any("flaw" in name for name in tests) or page.name == "best-practices.md"
+    assert any("flaw" not in name for name in tests)
+    assert f"({page.name})" in (GUIDE / "README.md").read_text()
+
+
+def test_the_guide_shows_each_of_its_tasks() -> None:
+    text = "".join(page.read_text() for page in GUIDE_PAGES)
+    for name in guide_tasks.__all__:
+        assert f"def {name}(" in text or name == "pay_bonus", name
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=by_name)
 def test_no_link_leads_nowhere(document: Path) -> None:
     for link in links(document):
@@ -90,7 +120,7 @@ def test_each_guarantee_of_the_readme_names_its_tests() -> None:
         assert NAMED_TEST.search(body), f"no test is named for: {title}"
 
 
-@pytest.mark.parametrize(("path", "name"), sorted(set(NAMED_TEST.findall(GUARANTEES.read_text()))))
+@pytest.mark.parametrize(("path", "name"), sorted(NAMED_TESTS))
 def test_a_test_that_is_named_exists(path: str, name: str) -> None:
     tree = ast.parse((ROOT / path).read_text())
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
