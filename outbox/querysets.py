@@ -171,8 +171,9 @@ class OutboxQuerySet(QuerySet):
 
         Rows that another relay holds are skipped. The claim lasts as long as the transaction.
         """
+        parameters: Any = [rows, conf.CLAIM_TIMEOUT, body_bytes]
         with connections[self.db].cursor() as cursor:
-            cursor.execute(CLAIM, [rows, body_bytes])
+            cursor.execute(CLAIM, parameters)
             return [ClaimedMessage(*row) for row in cursor]
 
     def settle(self, confirmed: Iterable[UUID]) -> int:
@@ -409,6 +410,8 @@ SELECT name FROM names WHERE name IS NOT NULL LIMIT %s
 """
 
 # statement_timestamp(), because clock_timestamp() is volatile and never an index condition.
+# published_at is the moment of the settling, up to a claim's length after the publish: batches of
+# two relays that differ by less may lie in the queue in any order.
 CLAIM = """
 WITH locked AS (
     SELECT *
@@ -429,7 +432,7 @@ SELECT id, task, exchange, routing_key, queue, headers, properties, body, expire
     CASE WHEN status = 'published' THEN EXISTS (
         SELECT FROM outbox_outboxmessage AS later
         WHERE later.status = 'executed' AND later.created_at > bounded.created_at
-            AND later.queue = bounded.queue AND later.published_at > bounded.published_at
+            AND later.queue = bounded.queue AND later.published_at > bounded.published_at + %s
     ) ELSE false END
 FROM bounded
 WHERE bytes_before = 0 OR bytes_before < %s
