@@ -152,7 +152,7 @@ def test_keys_need_the_view_permission(client: Client) -> None:
         assert client.get(url).status_code == 403
 
 
-# Expired keys are the oldest ones: of 200,000, the first 40.
+# Expired keys are the oldest ones: of 200,000, the first 5,000.
 ROWS = """
 INSERT INTO idempotency_idempotencykey (
     namespace, scope, key, fingerprint, state, result, message_id,
@@ -162,7 +162,7 @@ SELECT
     CASE WHEN n % 5000 = 0 THEN 'shop.tasks.rare' ELSE 'shop.tasks.task_' || n % 7 END,
     '', 'key ' || n, '', 'completed', '\\x00', '', moment, moment, moment + interval '7 days'
 FROM (
-    SELECT n, now() - interval '7 days' + (n - 40) * interval '3 seconds' AS moment
+    SELECT n, now() - interval '7 days' + (n - 5000) * interval '3 seconds' AS moment
     FROM generate_series(1, 200000) AS n
 ) AS numbered
 """
