@@ -93,6 +93,7 @@ def test_a_message_is_marked_published_only_after_the_broker_has_confirmed_it(
     assert relay.run_once().published == 1
     with transaction.atomic():
         second = OutboxMessage.objects.enqueue(record.s("more patient"))
+    broker.flush()
     broker.server.kill()
     with pytest.raises(BrokerUnavailable):
         relay.run_once()
