@@ -260,7 +260,7 @@ class _Link:
                 getattr(entity(channel), declare)(passive=True)
         except self.channel_errors:
             with self._own_channel() as channel:
-                getattr(entity(channel), declare)()
+                entity(channel).declare()
 
 
 class _ConfirmingLink(_Link):
