@@ -9,8 +9,8 @@ from uuid import UUID
 from celery.signals import task_failure
 from django.db import router
 from django.dispatch import receiver
-from idempotency.decorators import guard_of
 
+from idempotency.decorators import guard_of
 from idempotency.signals import executed, replayed
 from outbox.models import OutboxMessage
 
