@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from idempotency.exceptions import KeyInProgress, KeyReused, LeaseLost
 from idempotency.models import IdempotencyKey
+from idempotency.signals import executed
 from outbox.models import OutboxMessage
 from outbox.testing import drain_outbox
 from sample_project.gateway import client
@@ -126,6 +127,23 @@ def test_a_worker_that_ends_after_the_charge_is_followed_by_one_that_asks_no_mor
             deliver(payment)
     assert deliver(payment) == gateway.ledger.charges[0].id
     assert sum(gateway.faults.seen.values()) == 1
+    assert Booking.objects.count() == 1
+
+
+def test_a_worker_that_ends_after_the_booking_is_followed_by_one_that_does_not_book(
+    gateway: Gateway, payment: UUID
+) -> None:
+    def end(**_: object) -> None:
+        raise flawed.Killed
+
+    executed.connect(end)  # sent in the transaction of the completion
+    try:
+        with pytest.raises(flawed.Killed):
+            deliver(payment)
+    finally:
+        executed.disconnect(end)
+    assert Booking.objects.count() == 1
+    assert deliver(payment) == gateway.ledger.charges[0].id
     assert Booking.objects.count() == 1
 
 
