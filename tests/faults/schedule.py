@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Fault:
     """Kill the victims, in their order, ``delay`` seconds after ``after`` messages have executed.
 
-    By progress and not by the clock: the moment is the same one on a slow machine.
+    By progress and not by the clock: the moment is the same one on a slow machine. The delay keeps
+    kills from falling into step with the processes.
     """
 
     after: int
@@ -35,7 +36,7 @@ def draw(seed: int, victims: Sequence[str], *, rounds: int, messages: int) -> li
             size = chance.randint(1, 3)
             groups.append(tuple(waiting[:size]))
             waiting = waiting[size:]
-    moments = sorted(chance.sample(range(messages // 50, messages * 4 // 5), len(groups)))
+    moments = sorted(chance.sample(range(messages // 50, messages * 2 // 3), len(groups)))
     return [
         Fault(moment, chance.uniform(0, 0.03), group)
         for moment, group in zip(moments, groups, strict=True)

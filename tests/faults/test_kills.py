@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from django.db import connections, transaction
+
 from tests.faults.ledger import audit, backlog
 from tests.faults.schedule import draw
 from tests.helpers import wait_for
@@ -54,11 +55,10 @@ class Run:
 
     def suffer(self, fault: Fault) -> None:
         """Wait for the fault's moment; kill its victims, then start them again."""
-        self.wait_for(
-            lambda: backlog().executed >= fault.after and all(map(self._busy, fault.victims)),
-            f"{fault} does not come",
-        )
+        problem = f"{fault} does not come"
+        self.wait_for(lambda: backlog().executed >= fault.after, problem)
         time.sleep(fault.delay)
+        self.wait_for(lambda: all(map(self._busy, fault.victims)), problem)
         for victim in fault.victims:
             self._kill(victim)
         for victim in reversed(fault.victims):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.faults.system import System
 
-EACH = 1000  # rows of each kind
+EACH = 500  # rows of each kind
 
 
 @pytest.mark.parametrize("number", [2, 4])

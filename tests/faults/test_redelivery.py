@@ -1,0 +1,30 @@
+"""A broker that forgets what it confirmed: the messages come again, and take effect once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.faults.ledger import audit, backlog
+from tests.helpers import wait_for
+
+if TYPE_CHECKING:
+    from tests.faults.system import System
+
+EACH = 50
+
+
+def test_broker_forgets(system: System) -> None:
+    system.start_relay(env={"OUTBOX_REDELIVER_AFTER": "3"})
+    worker = system.start_worker()
+    system.commit(f"executed-{n}" for n in range(EACH))
+    wait_for(lambda: backlog().executed == EACH, message=system.describe)
+    worker.stop()
+    forgotten = system.commit(f"forgotten-{n}" for n in range(EACH))
+    system.await_published()
+    assert set(system.take_message_ids()) == set(forgotten)
+
+    system.start_worker()
+    system.await_executed()
+    ledger = audit()
+    assert ledger.violations() == [], str(ledger)
+    assert ledger.redelivered >= EACH
