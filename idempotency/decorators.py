@@ -226,6 +226,11 @@ class Guard:
         return self._using or router.db_for_write(IdempotencyKey)
 
     @property
+    def is_leased(self) -> bool:
+        """Whether its mode is leased."""
+        return self._leased is not None
+
+    @property
     def name(self) -> str:
         """The function's module and qualified name."""
         return f"{self.function.__module__}.{self.function.__qualname__}"
