@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import current_app
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from idempotency.decorators import Guard
     from idempotency.exceptions import KeyInProgress
+
+PUBLISHED_AT = "published_at"
+"""The header in which a relay says when it published: ISO 8601, with the time zone."""
 
 RETRY_AFTER = (1.0, 5.0)
 """Seconds: a delivery that met a live twin comes again somewhere between."""
@@ -43,6 +47,19 @@ def message_id(task: Task[..., Any]) -> str:
     """Return the id of the message that the task is executed for, "" if it is called directly."""
     request = task.request
     return "" if request.called_directly else request.id or ""
+
+
+def published_at(task: Task[..., Any]) -> datetime | None:
+    """Return when a relay last published the message; None for one that no relay published.
+
+    Celery's retries keep the header, so a chain of them ages from the relay's last publish.
+    """
+    value: Any = (task.request.headers or {}).get(PUBLISHED_AT)
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None  # somebody's own header of that name
+    return moment if moment.tzinfo is not None else None
 
 
 def retry_later(task: Task[..., Any], error: KeyInProgress) -> NoReturn:

@@ -89,6 +89,8 @@ def idempotent(function: Callable[..., Any] | None = None, /, **options: Any) ->
         ``IdempotencyKey``. Only effects on that alias belong to it.
     ``ttl``
         Seconds or timedelta for which duplicates are recognised; ``IDEMPOTENCY_TTL`` by default.
+        A delivery that a relay published longer ago is refused with ``WindowExpired``, unless its
+        key is still there: it fails, and is not executed.
     ``wait``
         Seconds or timedelta to wait for a twin that is executing; by default not at all.
     ``on_completed``
@@ -117,11 +119,12 @@ def idempotent(function: Callable[..., Any] | None = None, /, **options: Any) ->
         work that has no effects in the database.
 
     A call raises ``KeyReused`` for a known key with other arguments (the fingerprint is all of
-    them, with defaults, without ``self``), ``KeyInProgress``, ``KeyMissing`` for a key that comes
-    out empty, ``ReentrantUse``, ``ImproperlyUsed`` for a result that cannot be stored, and what
-    the function raises. In atomic mode nothing is written after an exception, and the next call
-    runs it again. In leased mode it also raises ``StoredFailure``, ``OutcomeUnknown``,
-    ``LeaseLost`` once another owner has taken over, and ``ImproperlyUsed`` inside a transaction.
+    them, with defaults, without ``self``), ``KeyInProgress``, ``WindowExpired``, ``KeyMissing`` for
+    a key that comes out empty, ``ReentrantUse``, ``ImproperlyUsed`` for a result that cannot be
+    stored, and what the function raises. In atomic mode nothing is written after an exception, and
+    the next call runs it again. In leased mode it also raises ``StoredFailure``,
+    ``OutcomeUnknown``, ``LeaseLost`` once another owner has taken over, and ``ImproperlyUsed``
+    inside a transaction.
 
     Decorating raises ``TypeError`` for what cannot be guarded or asks for an unknown argument.
     """
@@ -290,6 +293,7 @@ class Guard:
             wait=self._wait,
             fingerprint=fingerprint(arguments),
             message_id=message_id,
+            published_at=_celery().published_at(task) if message_id else None,
         )
 
     def _has_receiver(self, args: tuple[Any, ...]) -> bool:

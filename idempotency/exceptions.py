@@ -50,7 +50,11 @@ class ResultUnavailable(IdempotencyError):
 
 
 class WindowExpired(IdempotencyError):
-    """The delivery is older than the time in which its duplicates are recognised."""
+    """The delivery is older than the time in which its duplicates are recognised.
+
+    Nobody knows any more whether another delivery was executed, so this one was not. Its age counts
+    from its last publish by a relay. Retrying it as it is cannot help.
+    """
 
 
 class ImproperlyUsed(IdempotencyError):

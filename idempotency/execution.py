@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from django.db import OperationalError, transaction
@@ -26,6 +26,7 @@ from idempotency.exceptions import (
     OutcomeUnknown,
     ReentrantUse,
     StoredFailure,
+    WindowExpired,
 )
 from idempotency.keys import make_key
 from idempotency.signals import executed, replayed
@@ -48,6 +49,7 @@ SIGNALS = {
     KeyReused: signals.mismatch,
     LeaseLost: signals.fenced_out,
     OutcomeUnknown: signals.unknown,
+    WindowExpired: signals.window_expired,
 }
 
 logger = logging.getLogger(__name__)
@@ -68,20 +70,24 @@ class Operation:
     wait: timedelta = timedelta(0)
     fingerprint: str = ""
     message_id: str = ""
+    published_at: datetime | None = None
+    """When the delivery was last published, by the database's clock; None: nobody has told."""
 
     def __post_init__(self) -> None:
         if not self.namespace:
-            raise ImproperlyUsed(f"The key {self.key!r} has no namespace to be a key of.")
+            raise ImproperlyUsed("A key has no namespace to be a key of.")
         for name in ("namespace", "scope", "key"):
             value = getattr(self, name)
             if len(value) > KEY_LENGTH or not value.isprintable():
                 raise ImproperlyUsed(
-                    f"The {name} {value[:40]!r} must be printable text of at most {KEY_LENGTH} "
-                    f"characters, and has {len(value)}. make_key() turns longer ones into a digest."
+                    f"The {name} of an operation must be printable text of at most {KEY_LENGTH} "
+                    f"characters, and has {len(value)} (namespace {self.namespace[:40]!r}). "
+                    "make_key() turns longer ones into a digest."
                 )
 
     def __str__(self) -> str:
-        return f"{self.namespace!r} key {self.key!r}"
+        """Names it in errors; Celery logs those."""
+        return self.digest
 
     @property
     def digest(self) -> str:
@@ -144,6 +150,7 @@ def _run_once(
                     return replay(records, operation, claim.known, codec)
                 if on_completed == "raise":
                     raise KeyReused(f"{operation} has been executed before.")
+            require_in_window(operation, claim.began_at)
             in_body = True
             value = body()
             in_body = False
@@ -196,6 +203,21 @@ def require_same_fingerprint(operation: Operation, found: IdempotencyKey) -> Non
             f"{operation} was first used with other arguments, at {found.created_at}. A new intent "
             "needs a new key."
         )
+
+
+def require_in_window(operation: Operation, now: datetime) -> None:
+    """Raise ``WindowExpired`` for a delivery whose duplicates may be forgotten by now.
+
+    A key is kept for ``ttl`` after its execution, and no publish comes after that.
+    """
+    if operation.published_at is None or now - operation.published_at <= operation.ttl:
+        return
+    raise WindowExpired(
+        f"{operation} was last published at {operation.published_at.isoformat()}, which is "
+        f"{now - operation.published_at} ago: longer than the window of {operation.ttl} in which "
+        "its duplicates are recognised, so it was not executed. Find out whether it has taken "
+        "effect; if it has not, enqueue it anew, or publish it again by a retry in the outbox."
+    )
 
 
 def tell(

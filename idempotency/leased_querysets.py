@@ -7,7 +7,7 @@ lease, so a live lease has never expired; it is null where only a person may end
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
@@ -46,6 +46,7 @@ SELECT
     %(token)s::uuid, %(owner)s,
     now, now + %(lease)s, CASE WHEN %(reclaim)s THEN now + %(lease)s + %(ttl)s END
 FROM clock_timestamp() AS now
+WHERE (now - %(published_at)s::timestamptz > %(ttl)s) IS NOT TRUE
 ON CONFLICT (key, namespace, scope) DO UPDATE SET
     attempt = CASE
         WHEN stored.state = 'completed' OR stored.expires_at <= excluded.created_at
@@ -133,6 +134,7 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
                 "reclaim": terms.on_stale == "reclaim",
                 "execute": terms.on_completed == "execute",
                 "max_attempts": terms.max_attempts,
+                "published_at": operation.published_at,
             },
         )
         if row is None:
@@ -143,6 +145,10 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
     def look_up(self, operation: Operation) -> Found | None:
         row = self._row(LOOK_UP, _named(operation))
         return row and Found(self._leased(row[1:]), row[0] or timedelta(0))
+
+    def clock(self) -> datetime:
+        now: datetime = self._row("SELECT clock_timestamp()", {})[0]
+        return now
 
     def extend(
         self, operation: Operation, token: UUID, lease: timedelta, checkpoint: bytes | None = None

@@ -22,6 +22,7 @@ from idempotency.execution import (
     is_completed,
     not_reentrant,
     replay,
+    require_in_window,
     require_same_fingerprint,
     telling,
 )
@@ -51,9 +52,9 @@ def run_leased(
     """Run ``body`` under a lease unless the operation has run before; then return what it gave.
 
     ``records`` is where the signals' receivers write. Raises ``KeyInProgress`` while another
-    owner's lease lives, ``KeyReused``, ``StoredFailure``, ``OutcomeUnknown``, ``LeaseLost`` once
-    another owner has taken over, ``ImproperlyUsed`` inside a transaction on the records' alias,
-    and whatever the body raises.
+    owner's lease lives, ``KeyReused``, ``StoredFailure``, ``OutcomeUnknown``, ``WindowExpired``,
+    ``LeaseLost`` once another owner has taken over, ``ImproperlyUsed`` inside a transaction on the
+    records' alias, and whatever the body raises.
     """
     require_no_transaction(records.db, f"{operation} is leased work")
     with telling(records, operation), not_reentrant(records.db, operation):
@@ -93,6 +94,8 @@ def claim(lease: Lease) -> IdempotencyKey | None:
                 tries = 0
         except store.unreachable as error:
             lease.recover(error, last=tries == TRIES)
+    # No claim takes a key for a delivery that is too late, whatever state the key is in.
+    require_in_window(operation, store.clock())
     raise KeyInProgress(f"{operation} is claimed by many at once: try again later.")
 
 

@@ -61,6 +61,7 @@ CLAIM = f"""{COMMON}
 local namespace, scope, key, fingerprint, message_id, token, owner = unpack(ARGV, 1, 7)
 local lease, ttl, max_attempts = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local reclaim, execute = ARGV[11] == '1', ARGV[12] == '1'
+if ARGV[13] ~= '' and now - tonumber(ARGV[13]) > ttl then return false end
 if old.state then
     local same = fingerprint == '' or old.fingerprint == '' or old.fingerprint == fingerprint
     local free = old.state == 'failed_retryable'
@@ -142,6 +143,10 @@ def _moment(microseconds: bytes | int) -> datetime:
     return EPOCH + int(microseconds) * MICROSECOND
 
 
+def _microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // MICROSECOND
+
+
 READERS: dict[str, Callable[[bytes], Any]] = {
     "attempt": int,
     "token": lambda value: UUID(value.decode()),
@@ -182,11 +187,16 @@ class RedisStore:
             terms.max_attempts,
             int(terms.on_stale == "reclaim"),
             int(terms.on_completed == "execute"),
+            "" if operation.published_at is None else _microseconds(operation.published_at),
         )
         return taken and Taken(int(taken[0]), taken[1], reclaimed=bool(taken[2]))
 
     def look_up(self, operation: Operation) -> Found | None:
         return _found(self._run(LOOK_UP, operation))
+
+    def clock(self) -> datetime:
+        seconds, microseconds = self.client.time()
+        return _moment(seconds * 1_000_000 + microseconds)
 
     def extend(
         self, operation: Operation, token: UUID, lease: timedelta, checkpoint: bytes | None = None

@@ -34,3 +34,6 @@ fenced_out = Signal()
 
 unknown = Signal()
 """A duplicate met an operation whose outcome is unknown."""
+
+window_expired = Signal()
+"""A delivery was older than the window in which its duplicates are recognised."""

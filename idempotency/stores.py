@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 from uuid import UUID
 
@@ -64,7 +64,13 @@ class Store(Protocol):
     def claim_lease(
         self, operation: Operation, terms: Terms, token: UUID, owner: str
     ) -> Taken | None:
-        """Take a key that is absent, expired, failed or stale, as far as the terms allow."""
+        """Take a key that is absent, expired, failed or stale, as far as the terms allow.
+
+        Nothing is taken for a delivery that was published longer than a ttl ago.
+        """
+
+    def clock(self) -> datetime:
+        """Return the store's time."""
 
     def look_up(self, operation: Operation) -> Found | None:
         """Return the record, unless it has expired."""

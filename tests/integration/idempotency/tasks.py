@@ -51,3 +51,10 @@ def retry_itself(self: Any, label: str) -> int:
     if self.request.retries == 0:
         raise self.retry(exc=RuntimeError("once more"))
     return int(self.request.retries)
+
+
+@shared_task(bind=True, max_retries=None, default_retry_delay=1)
+@idempotent
+def retry_for_ever(self: Any) -> None:
+    """Never gets anywhere."""
+    raise self.retry(exc=RuntimeError("not yet"))
