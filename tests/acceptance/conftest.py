@@ -1,19 +1,16 @@
-"""One demo for the tests that only look at it."""
+"""One demo, the whole of it, for the tests that only look at it."""
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from sample_project.servers import PostgresServer, ServerMissing
 from tests.acceptance.demos import Demo, start_demo
-from tests.servers.missing import missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from sample_project.servers import ValkeyServer
 
 
 class Shop(NamedTuple):
@@ -23,31 +20,21 @@ class Shop(NamedTuple):
     url: str
     user: str
     password: str
-    database_url: str
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer) -> Iterator[Shop]:
-    """A demo on servers that it was given, not on its own."""
+@pytest.fixture(scope="package")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """The demo of ``make demo``, on servers of its own."""
+    demo = start_demo(tmp_path_factory.mktemp("demo") / "demo.log")
     try:
-        postgres = PostgresServer(database="shop")
-    except ServerMissing as error:
-        missing(str(error))
-    with postgres:
-        demo = start_demo(
-            tmp_path_factory.mktemp("demo") / "demo.log",
-            "--orders=10",
-            env={"DATABASE_URL": postgres.url, "CELERY_BROKER_URL": valkey.url},
+        demo.wait_for("Ctrl-C ends it all.")
+        yield Shop(
+            demo,
+            demo.found(r"Shop +(http://\S+?)/\s"),
+            demo.found(r"user (\w+)"),
+            demo.found(r"password (\S+)"),
         )
-        try:
-            demo.wait_for("Ctrl-C ends it all.")
-            yield Shop(
-                demo,
-                demo.found(r"Shop +(http://\S+?)/\s"),
-                demo.found(r"user (\w+)"),
-                demo.found(r"password (\S+)"),
-                postgres.url,
-            )
-        finally:
-            demo.process.stop(timeout=60)
-            demo.end()
+        demo.process.stop(signal.SIGINT, timeout=60)
+    finally:
+        demo.end()
+    assert demo.process.returncode == 128 + signal.SIGINT, demo.output
