@@ -22,7 +22,7 @@ from idempotency.listing import ReadOnlyAdmin
 from idempotency.moments import age, distance, duration, moment, short_moment
 from outbox import payload
 from outbox.models import OutboxMessage
-from outbox.moves import DISCARD, RETRY, Move, chosen_ids, state_counts
+from outbox.moves import DISCARD, RETRY, RETRY_LATE, Move, chosen_ids, state_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,7 +90,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     sortable_by = ("age",)
     search_fields = ("id",)  # see get_search_results
     search_help_text = gettext_lazy("Message id, key, or a part of the task's name")
-    actions = ("retry", "discard")
+    actions = ("retry", "discard", "retry_late")
     fieldsets = (
         (None, {"fields": ("state", "task", "id", "key", "arguments")}),
         (
@@ -292,12 +292,22 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     def has_retry_permission(self, request: HttpRequest) -> bool:
         return self._may(request, RETRY)
 
+    def has_retry_late_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, RETRY_LATE)
+
     def has_discard_permission(self, request: HttpRequest) -> bool:
         return self._may(request, DISCARD)
 
     @admin.action(description=gettext_lazy("Retry selected messages"), permissions=["retry"])
     def retry(self, request: HttpRequest, chosen: QuerySet[OutboxMessage]) -> None:
         self._move(request, RETRY, chosen)
+
+    @admin.action(
+        description=gettext_lazy("Retry although older than the window"),
+        permissions=["retry_late"],
+    )
+    def retry_late(self, request: HttpRequest, chosen: QuerySet[OutboxMessage]) -> None:
+        self._move(request, RETRY_LATE, chosen)
 
     @admin.action(description=gettext_lazy("Discard selected messages"), permissions=["discard"])
     def discard(
@@ -342,7 +352,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
 
     def _move(self, request: HttpRequest, move: Move, chosen: QuerySet[OutboxMessage]) -> None:
         moved = move.make(chosen, request.user.pk)
-        if move is RETRY:
+        if move is not DISCARD:
             text = ngettext(
                 "%(count)d message is pending again.",
                 "%(count)d messages are pending again.",

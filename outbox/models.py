@@ -116,6 +116,7 @@ class OutboxMessage(models.Model):
         verbose_name = _("outbox message")
         permissions: ClassVar = [
             ("retry_outboxmessage", _("Can retry outbox messages")),
+            ("retry_late_outboxmessage", _("Can retry outbox messages older than the window")),
             ("discard_outboxmessage", _("Can discard outbox messages")),
         ]
         indexes: ClassVar = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,9 @@ class Move:
     movable: Callable[[OutboxQuerySet], OutboxQuerySet]
     apply: Callable[[OutboxQuerySet], int]
     logged: StrPromise
+    barred: Callable[[OutboxQuerySet], OutboxQuerySet] = OutboxQuerySet.none
+    """What could move but for the reason in ``bar``."""
+    bar: StrPromise = ""
 
     def make(self, chosen: QuerySet[OutboxMessage], user_id: Any) -> Moved:
         """Move what can be moved of the first ``MOST`` messages chosen, and log it for the user.
@@ -68,7 +72,10 @@ class Move:
             others = rows.filter(pk__in=set(ids) - {message.pk for message in locked})
             held = self.movable(others).values_list("pk", flat=True)
             skipped = Counter({_("held by a relay at this moment"): len(held)})
-            skipped.update(state_counts(others.exclude(pk__in=list(held))))
+            left = others.exclude(pk__in=list(held))
+            barred = list(self.barred(left).values_list("pk", flat=True))
+            skipped[str(self.bar)] = len(barred)
+            skipped.update(state_counts(left.exclude(pk__in=barred)))
             count = self.apply(rows.filter(pk__in=[message.pk for message in locked]))
             for status, group in groupby(locked, key=attrgetter("status")):
                 LogEntry.objects.log_actions(
@@ -80,11 +87,30 @@ class Move:
         return Moved(count, +skipped)
 
 
+def _within_window(rows: OutboxQuerySet) -> OutboxQuerySet:
+    return rows.retryable().exclude(pk__in=rows.older_than_window().values("pk"))
+
+
+def _too_old(rows: OutboxQuerySet) -> OutboxQuerySet:
+    return rows.retryable().older_than_window()
+
+
 RETRY = Move(
     "retry",
-    OutboxQuerySet.retryable,
+    _within_window,
     OutboxQuerySet.retry,
     gettext_lazy("Retried; it was %(state)s."),
+    _too_old,
+    gettext_lazy(
+        "older than the window in which an earlier execution would be recognised: find out "
+        "whether it has taken effect, then use “Retry although older than the window”"
+    ),
+)
+RETRY_LATE = Move(
+    "retry_late",
+    OutboxQuerySet.retryable,
+    partial(OutboxQuerySet.retry, older_than_window=True),
+    gettext_lazy("Retried although older than the window; it was %(state)s."),
 )
 DISCARD = Move(
     "discard",

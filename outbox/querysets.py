@@ -13,6 +13,7 @@ from django.db import connections, models, router, transaction
 from django.db.models import Case, F, Q, Value, When
 from django.db.models.functions import Now
 
+from idempotency.conf import conf as idempotency_conf
 from idempotency.decorators import guard_of
 from outbox import wire
 from outbox.conf import conf
@@ -104,8 +105,16 @@ class OutboxQuerySet(QuerySet):
         return self.filter(STUCK)
 
     def retryable(self) -> OutboxQuerySet:
-        """What ``retry`` moves."""
+        """What ``retry`` moves, unless it is older than the window."""
         return self.filter(Q(status__in=RETRYABLE) | STUCK)
+
+    def older_than_window(self) -> OutboxQuerySet:
+        """Messages that were published, and are older than ``IDEMPOTENCY_TTL``.
+
+        The key under which an earlier delivery was executed, or another message with the same
+        business key, may be forgotten: published again, such a message could take effect twice.
+        """
+        return self.filter(_older_than_window())
 
     def discardable(self) -> OutboxQuerySet:
         """What ``discard`` moves."""
@@ -120,14 +129,16 @@ class OutboxQuerySet(QuerySet):
             cursor.execute(TASK_NAMES, [limit])
             return [name for (name,) in cursor]
 
-    def retry(self) -> int:
+    def retry(self, *, older_than_window: bool = False) -> int:
         """Make the dead, failed, expired and stuck messages of this queryset pending again.
 
         They keep their ids, attempts start from 0, and an expiry that has passed is dropped.
-        Returns how many moved.
+        Those that are older than the window are skipped, unless ``older_than_window`` says that
+        somebody has found out that they took no effect. Returns how many moved.
         """
+        states = Q(status__in=RETRYABLE) | STUCK
         return self._move(
-            Q(status__in=RETRYABLE) | STUCK,
+            states if older_than_window else states & ~_older_than_window(),
             status="pending",
             attempts=0,
             redeliveries=0,
@@ -345,6 +356,11 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
                 "another intent. Nothing was written."
             )
         return first
+
+
+def _older_than_window() -> Q:
+    # From its creation on, because nobody knows which of its deliveries was executed.
+    return Q(published_at__isnull=False, created_at__lt=Now() - idempotency_conf.TTL)
 
 
 def _row(message: OutboxMessage, delay: timedelta | None) -> tuple[Any, ...]:

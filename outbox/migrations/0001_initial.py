@@ -105,6 +105,10 @@ class Migration(migrations.Migration):
                 "verbose_name": "outbox message",
                 "permissions": [
                     ("retry_outboxmessage", "Can retry outbox messages"),
+                    (
+                        "retry_late_outboxmessage",
+                        "Can retry outbox messages older than the window",
+                    ),
                     ("discard_outboxmessage", "Can discard outbox messages"),
                 ],
                 "indexes": [
