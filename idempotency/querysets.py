@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOCK = "SELECT pg_try_advisory_xact_lock(%(lock)s), clock_timestamp()"
+# Seconds since 1970, because a driver takes longer to read a timestamp than PostgreSQL to lock.
+LOCK = """
+SELECT pg_try_advisory_xact_lock(%(lock)s), extract(epoch FROM clock_timestamp())::float8
+"""
 
 FIND = """
 SELECT
@@ -48,10 +51,10 @@ INSERT INTO idempotency_idempotencykey AS stored (
 )
 VALUES (
     %(namespace)s, %(scope)s, %(key)s, %(fingerprint)s, 'completed', %(result)s, %(message_id)s,
-    %(created_at)s, clock_timestamp(), clock_timestamp() + %(ttl)s
+    to_timestamp(%(began)s), clock_timestamp(), clock_timestamp() + make_interval(secs => %(ttl)s)
 )
 {replace}
-RETURNING id, finished_at, expires_at
+RETURNING id
 """
 
 INSERT = COMPLETE.format(replace="")
@@ -112,11 +115,17 @@ class Claim(NamedTuple):
 
     held: bool
     """It has the lock; nobody else executes the operation before it ends."""
-    began_at: datetime
+    began: float
+    """The database's time, in seconds since 1970."""
     found: IdempotencyKey | None
     """The row of the key, as far as it has committed."""
     expired: bool
     """``found`` is too old to be recognised, and is only there to be replaced."""
+
+    @property
+    def began_at(self) -> datetime:
+        """The database's time."""
+        return datetime.fromtimestamp(self.began, UTC)
 
     @property
     def known(self) -> IdempotencyKey | None:
@@ -143,17 +152,17 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
         with connection.cursor() as cursor:
             if connection.settings_dict["OPTIONS"].get("server_side_binding"):
                 cursor.execute(LOCK, parameters)
-                held, began_at = cursor.fetchone()
+                held, began = cursor.fetchone()
                 cursor.execute(FIND, parameters)
             else:
                 cursor.execute(f"{LOCK};{FIND}", parameters)
-                held, began_at = cursor.fetchone()
+                held, began = cursor.fetchone()
                 cursor.nextset()
             row = cursor.fetchone()
         if row is None:
-            return Claim(held, began_at, None, expired=False)
+            return Claim(held, began, None, expired=False)
         expired, *values = row
-        return Claim(held, began_at, self._record(operation, values), expired)
+        return Claim(held, began, self._record(operation, COLUMNS, values), expired)
 
     def wait(self, operation: Operation) -> Claim:
         """Claim once the transaction that has the lock is over; the body inherits no lock_timeout.
@@ -173,7 +182,7 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
         return self.claim(operation)
 
     def complete(self, operation: Operation, claim: Claim, result: bytes) -> IdempotencyKey:
-        """Write the operation's row, in the place of what the claim found.
+        """Write the operation's row, in the place of what the claim found, and return it.
 
         Raises ``KeyInProgress`` if somebody has written it since, which the lock prevents but
         for a snapshot that is older than the lock (REPEATABLE READ).
@@ -185,8 +194,8 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
             "fingerprint": operation.fingerprint,
             "result": result,
             "message_id": operation.message_id,
-            "created_at": claim.began_at,
-            "ttl": operation.ttl,
+            "began": claim.began,
+            "ttl": operation.ttl.total_seconds(),
             "replaced": claim.found.pk if claim.found else None,
             "token": claim.found.token if claim.found else None,
         }
@@ -200,23 +209,15 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
             row = cursor.fetchone()
         if row is None:
             raise written_meanwhile(operation)
-        id, finished_at, expires_at = row
-        return self._record(
-            operation,
-            (
-                id,
-                operation.fingerprint,
-                self.model.State.COMPLETED,
-                result,
-                operation.message_id,
-                claim.began_at,
-                finished_at,
-                expires_at,
-                None,
-                "",
-                "",
-            ),
+        # The rest is read if somebody asks for it.
+        values = (
+            row[0],
+            operation.fingerprint,
+            self.model.State.COMPLETED,
+            result,
+            operation.message_id,
         )
+        return self._record(operation, COLUMNS[: len(values)], values)
 
     def namespaces(self, limit: int = 1000) -> list[str]:
         """Return the namespaces in the whole table, for the admin's search; ``limit`` at most.
@@ -227,12 +228,14 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
             cursor.execute(NAMESPACES, [limit])
             return [name for (name,) in cursor]
 
-    def _record(self, operation: Operation, row: Sequence[Any]) -> IdempotencyKey:
+    def _record(
+        self, operation: Operation, columns: Sequence[str], row: Sequence[Any]
+    ) -> IdempotencyKey:
         values = {
             "namespace": operation.namespace,
             "scope": operation.scope,
             "key": operation.key,
-            **dict(zip(COLUMNS, row, strict=True)),
+            **dict(zip(columns, row, strict=True)),
         }
         # from_db() takes them in the model's order, whatever their names say.
         names = [f.attname for f in self.model._meta.concrete_fields if f.attname in values]
