@@ -13,6 +13,7 @@ from django.db import connection, transaction
 
 from idempotency import idempotent
 from outbox.celery import OutboxTask
+from outbox.models import OutboxMessage
 from tests.project.models import Effect
 
 if TYPE_CHECKING:
@@ -101,6 +102,21 @@ def show_at_retry(self: Task[..., Any], *args: object) -> None:
     """Retry once; show how the worker sees the retried message."""
     if not self.request.retries:
         raise self.retry(countdown=0)
+    dump(self)
+
+
+@shared_task(bind=True)
+def show_child(self: Task[..., Any]) -> None:
+    """Call ``show`` from within a task."""
+    show.delay("child")
+    dump(self)
+
+
+@shared_task(bind=True)
+def show_child_relayed(self: Task[..., Any]) -> None:
+    """Call ``show`` from within a task, through the outbox."""
+    with transaction.atomic():
+        OutboxMessage.objects.enqueue(show.s("child"))
     dump(self)
 
 

@@ -6,6 +6,7 @@ and the worker writes down all that it knows of both.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -18,10 +19,12 @@ import pytest
 from celery import chain, group, signature
 from celery.canvas import StampingVisitor  # type: ignore[attr-defined]
 from django.db import transaction
+from django.db.models.functions import Now
 from kombu import Exchange, Queue
 
 from outbox.models import OutboxMessage
 from outbox.relay import RelayResult
+from tests.helpers import wait_for
 from tests.integration.outbox.dumps import SERIALIZERS, comparable
 from tests.project import tasks
 
@@ -38,6 +41,8 @@ pytestmark = pytest.mark.django_db
 show: Any = tasks.show
 show_and_fail: Any = tasks.show_and_fail
 show_at_retry: Any = tasks.show_at_retry
+show_child: Any = tasks.show_child
+show_child_relayed: Any = tasks.show_child_relayed
 Case = tuple[Callable[[], Any], int]
 
 
@@ -131,6 +136,7 @@ CASES: dict[str, Case] = {
         ),
         1,
     ),
+    "retried, with a link": (lambda: show_at_retry.s().set(link=show.si("link")), 2),
     "stamps": (lambda: stamped(show.s(), foo="bar", many=[1, 2]), 1),
     "stamps by a visitor": (lambda: stamped(show.s(), visitor=Stamping()), 1),
     "stamps of a chain": (lambda: stamped(chained(), visitor=Stamping(), foo="bar"), 3),
@@ -243,6 +249,82 @@ def test_a_message_for_an_exchange_arrives_as_it_would_have_without_the_outbox(
 ) -> None:
     build, number = CASES_ON_AMQP[case]
     compare(build, number, relay, shared_worker, dumps)
+
+
+REDELIVERED = [
+    "link",
+    "links",
+    "link of a link",
+    "link to a chain",
+    "link to a group",
+    "links to a group and a chain",
+    "link_error",
+    "link_errors",
+    "chain",
+    "chain with links",
+    "chain that fails",
+    "chain to a group of chains",
+    "retried, with a link",
+]
+
+
+@pytest.mark.parametrize("case", REDELIVERED)
+def test_what_follows_keeps_its_ids_when_a_message_is_published_again(
+    case: str, relay: Relay, shared_worker: Process, dumps: Dumps
+) -> None:
+    build, number = CASES[case]
+    (message,) = enqueue(build())
+    assert relay.run_once() == RelayResult(published=1)
+    first = dumps.wait(number, shared_worker)
+    # What a relay leaves behind that is killed between the broker's confirm and its own commit.
+    OutboxMessage.objects.filter(pk=message.pk).update(
+        status="pending", available_at=Now(), published_at=None
+    )
+    assert relay.run_once() == RelayResult(published=1)
+    second = dumps.wait(number, shared_worker)
+    assert len(ids(first)) == number
+    assert ids(first) == ids(second)
+
+
+def ids(seen: list[Seen]) -> set[str]:
+    return {request["id"] for request in seen}
+
+
+def test_the_table_waits_and_not_the_worker(
+    relay: Relay, shared_worker: Process, dumps: Dumps
+) -> None:
+    (message,) = enqueue(show.s().set(countdown=0.2))
+    assert relay.run_once() == RelayResult()
+    wait_for(OutboxMessage.objects.due().exists)
+    assert relay.run_once() == RelayResult(published=1)
+    (seen,) = dumps.wait(1, shared_worker)
+    assert seen["eta"] == "None"
+    assert seen["id"] == repr(str(message.pk))
+
+
+def test_the_relay_says_when_it_published(
+    relay: Relay, shared_worker: Process, dumps: Dumps
+) -> None:
+    before = datetime.now(UTC)
+    enqueue(show.s())
+    relay.run_once()
+    (seen,) = dumps.wait(1, shared_worker)
+    told = datetime.fromisoformat(ast.literal_eval(seen["published_at"]))
+    assert told.tzinfo is not None
+    assert before <= told <= datetime.now(UTC)
+
+
+def test_a_message_from_within_a_task_knows_its_parent(
+    relay: Relay, shared_worker: Process, dumps: Dumps, transactional_db: None
+) -> None:
+    show_child.delay()
+    plain = dumps.wait(2, shared_worker)
+    show_child_relayed.delay()
+    wait_for(OutboxMessage.objects.exists)
+    relay.run_once()
+    seen = dumps.wait(2, shared_worker)
+    assert_alike(seen[:1], plain[:1])
+    assert [seen[0][name] for name in ("parent_id", "root_id")] == [seen[1]["id"]] * 2
 
 
 def compare(
