@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KEY_LENGTH = 255
 KEPT_ERRORS = 20
 ERROR_LENGTH = 1000
+# A statement has at most 65,535 parameters where the server binds them.
+INSERTED_ROWS = 5000
 RETRYABLE = ("dead", "failed", "expired")
 STUCK = Q(status="published", awaits_receipt=True, available_at=None)
 DISCARDABLE = ("pending", "dead", "failed")
@@ -328,14 +330,9 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
 
     def _insert(self, drafts: list[tuple[OutboxMessage, Any]], alias: str) -> list[OutboxMessage]:
         """One INSERT. A (task, key) that exists already, or twice here, gives the first message."""
-        keyed = any(draft.key for draft, _ in drafts)
-        sql = INSERT.format(
-            rows=", ".join([INSERT_ROW] * len(drafts)), conflict=ON_CONFLICT if keyed else ""
-        )
-        parameters = [value for draft, delay in drafts for value in _row(draft, delay)]
-        with connections[alias].cursor() as cursor:
-            cursor.execute(sql, parameters)
-            written = {id: times for id, *times in cursor}
+        written: dict[UUID, Any] = {}
+        for start in range(0, len(drafts), INSERTED_ROWS):
+            written |= _write(drafts[start : start + INSERTED_ROWS], alias)
         messages = []
         for draft, _ in drafts:
             if draft.id in written:
@@ -343,13 +340,21 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
                 draft._state.adding, draft._state.db = False, alias
                 messages.append(draft)
             else:
-                messages.append(self._first(draft, alias))
+                try:
+                    messages.append(self._first(draft, alias))
+                except DuplicateKey:
+                    # The caller may catch it and commit: then none of this call is there.
+                    self.using(alias).filter(pk__in=written).delete()
+                    raise
         return messages
 
     def _first(self, draft: OutboxMessage, alias: str) -> OutboxMessage:
         first: OutboxMessage = self.using(alias).get(task=draft.task, key=draft.key)
-        accept = [str(first.properties.get("content_type"))]
-        if draft.arguments(accept) != first.arguments(accept):
+        accept = [message.properties["content_type"] for message in (draft, first)]
+        (args, kwargs), (first_args, first_kwargs) = (
+            message.arguments(accept) for message in (draft, first)
+        )
+        if list(args) != list(first_args) or kwargs != first_kwargs:
             raise DuplicateKey(
                 f"{draft.task} is already enqueued under the key {draft.key!r} as message "
                 f"{first.id}, with other arguments. A key names one intent: use another key for "
@@ -361,6 +366,17 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
 def _older_than_window() -> Q:
     # From its creation on, because nobody knows which of its deliveries was executed.
     return Q(published_at__isnull=False, created_at__lt=Now() - idempotency_conf.TTL)
+
+
+def _write(drafts: list[tuple[OutboxMessage, Any]], alias: str) -> dict[UUID, Any]:
+    keyed = any(draft.key for draft, _ in drafts)
+    sql = INSERT.format(
+        rows=", ".join([INSERT_ROW] * len(drafts)), conflict=ON_CONFLICT if keyed else ""
+    )
+    parameters = [value for draft, delay in drafts for value in _row(draft, delay)]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return {id: times for id, *times in cursor}
 
 
 def _row(message: OutboxMessage, delay: timedelta | None) -> tuple[Any, ...]:
@@ -392,7 +408,8 @@ def _check_keys(keys: Sequence[Any], wanted: int) -> None:
 
 
 def _text(error: str) -> str:
-    return error.replace("\0", "")[:ERROR_LENGTH]
+    storable = error.encode("utf-8", "replace").decode().replace("\0", "")
+    return storable[:ERROR_LENGTH]
 
 
 INSERT = """
