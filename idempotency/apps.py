@@ -10,4 +10,6 @@ class IdempotencyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from idempotency import checks  # noqa: F401
+        from idempotency import checks
+
+        checks.watch_worker_start()

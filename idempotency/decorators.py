@@ -234,6 +234,12 @@ class Guard:
         return self._leased is not None
 
     @property
+    def ttl(self) -> timedelta:
+        """How long duplicates are recognised."""
+        ttl: timedelta = self._ttl or conf.TTL
+        return ttl
+
+    @property
     def name(self) -> str:
         """The function's module and qualified name."""
         return f"{self.function.__module__}.{self.function.__qualname__}"
@@ -289,7 +295,7 @@ class Guard:
             namespace=self.namespace or (task.name if task is not None else self.name),
             scope=scope,
             key=key,
-            ttl=self._ttl or conf.TTL,
+            ttl=self.ttl,
             wait=self._wait,
             fingerprint=fingerprint(arguments),
             message_id=message_id,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from celery import current_app
@@ -10,6 +11,7 @@ from django.apps import AppConfig
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.db import connections, router
 
+from idempotency.checks import WINDOW, guarded_tasks, too_short
 from outbox.conf import conf
 
 
@@ -35,6 +37,26 @@ def check_confirms(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             id="outbox.E002",
         )
     ]
+
+
+@register(Tags.compatibility, WINDOW)
+def check_window(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iterator[CheckMessage]:
+    """Duplicates are recognised for longer than the relay goes on publishing a message."""
+    # Each wait is twice as long as the one before; a century is as good as the longest.
+    doublings = min(conf.MAX_REDELIVERIES, 40)
+    longest = timedelta(days=36_500)
+    span = longest
+    if longest / 2**doublings > conf.REDELIVER_AFTER:
+        span = conf.REDELIVER_AFTER * (2**doublings - 1)
+    for task in guarded_tasks():
+        yield from too_short(
+            task,
+            span,
+            "the relay's redeliveries (OUTBOX_REDELIVER_AFTER, doubled OUTBOX_MAX_REDELIVERIES "
+            "times): a message is published again when its keys are forgotten",
+            "or redeliver sooner or less often",
+            "outbox.E004",
+        )
 
 
 @register(Tags.database)
