@@ -15,6 +15,7 @@ OUTCOMES = {
     "reclaimed": signals.reclaimed,
     "fenced out": signals.fenced_out,
     "unknown": signals.unknown,
+    "too late": signals.window_expired,
 }
 # Your metrics' counter, with the outcome and the namespace as its labels.
 count: Counter[tuple[str, str]] = Counter()

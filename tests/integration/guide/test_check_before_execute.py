@@ -87,6 +87,8 @@ def test_what_may_have_been_sent_waits_for_a_person(gateway: Gateway) -> None:
     with pytest.raises(StoredFailure):
         deliver()
     assert len(gateway.ledger.notifications) == 1
+    assert IdempotencyKey.objects.release() == 1
+    assert deliver() == "sent"
 
 
 def test_after_a_worker_was_killed_the_outcome_is_unknown_until_somebody_says(
