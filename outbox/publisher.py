@@ -23,7 +23,15 @@ logger = logging.getLogger(__name__)
 WINDOW = 200
 
 # States of a Redis or Valkey server in which it refuses every write, whatever the message.
-REDIS_OUTAGES = ("OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "CLUSTERDOWN")
+# redis-py has a class of its own for some of them, and takes the word off the others' text.
+REDIS_OUTAGES = (
+    "OutOfMemoryError",
+    "ReadOnlyError",
+    "ClusterDownError",
+    "MasterDownError",
+    "ResponseError: MISCONF",
+    "ResponseError: NOREPLICAS",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +158,7 @@ class Publisher:
     def _reconnect(self, error: Exception) -> None:
         """Tell a message's failure from an outage: in an outage a fresh connection fails too."""
         logger.debug("the connection to the broker broke: %s", error, exc_info=error)
-        if str(error.__cause__ or error).startswith(REDIS_OUTAGES):
-            raise BrokerUnavailable(f"the broker refuses writes: {error.__cause__ or error}")
+        _raise_if_outage(error)
         self.close()
         self.connect()
 
@@ -215,6 +222,7 @@ class _Link:
             try:
                 self._declare_target(*target)
             except (KeyError, *self.channel_errors) as error:
+                _raise_if_outage(error)
                 self._declared[target] = _describe(error)
             else:
                 self._declared[target] = ""
@@ -369,6 +377,12 @@ def _connect(app: Celery, write_timeout: float) -> _Link:
         raise BrokerUnavailable(
             f"no connection to the broker at {connection.as_uri()}: {_describe(error)}"
         ) from error
+
+
+def _raise_if_outage(error: BaseException) -> None:
+    reason = _describe(error.__cause__ or error)
+    if reason.startswith(REDIS_OUTAGES):
+        raise BrokerUnavailable(f"the broker refuses every write: {reason}") from error
 
 
 def _remaining(deadline: float) -> float:
