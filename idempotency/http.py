@@ -17,6 +17,7 @@ from django.http.response import HttpResponseBase
 from idempotency import header, problems, requests, responses
 from idempotency.calls import key_text
 from idempotency.conf import conf, duration
+from idempotency.digests import make_key
 from idempotency.exceptions import (
     IdempotencyError,
     ImproperlyUsed,
@@ -25,7 +26,6 @@ from idempotency.exceptions import (
     OutcomeUnknown,
     ResultUnavailable,
 )
-from idempotency.keys import make_key
 from idempotency.problems import Problem
 
 if TYPE_CHECKING:
@@ -151,6 +151,15 @@ class ViewGuard:
         self._store_body = store_body
         self._using = using
 
+    @property
+    def using(self) -> str:
+        """The database alias of the transaction in which the view runs."""
+        from django.db import router
+
+        from idempotency.models import IdempotencyKey
+
+        return self._using or router.db_for_write(IdempotencyKey)
+
     def on(self, view: Any) -> Any:
         """Return the view, guarded."""
         if isinstance(view, type):
@@ -265,16 +274,13 @@ class ViewGuard:
     def _run_once(
         self, request: Any, operation: Operation, call: Callable[[], HttpResponseBase]
     ) -> HttpResponseBase:
-        from django.db import router
-
         from idempotency.execution import run_once
         from idempotency.models import IdempotencyKey
 
         attempt = _Attempt(self, request, call)
-        using = self._using or router.db_for_write(IdempotencyKey)
         try:
             outcome = run_once(
-                IdempotencyKey.objects.using(using), operation, attempt.run, codec=responses
+                IdempotencyKey.objects.using(self.using), operation, attempt.run, codec=responses
             )
         except _NotStored:
             return attempt.response
@@ -285,13 +291,17 @@ class ViewGuard:
             raise problem from error
         return _replay(request, outcome.value) if outcome.replayed else attempt.response
 
+    def is_final(self, response: HttpResponseBase) -> bool:
+        """Whether the response is stored and what the view wrote is committed."""
+        status = response.status_code
+        final = status in self._store_statuses or getattr(response, FINAL, False)
+        return HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST or (final and _storable(status))
+
     def keep(self, response: object) -> StoredResponse:
         """Return what is kept of a response. Raises ``_NotStored`` for one that is not final."""
         if not isinstance(response, HttpResponseBase):
             raise _NotStored  # Django says so better.
-        status = response.status_code
-        final = status in self._store_statuses or getattr(response, FINAL, False)
-        if not (HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST or (final and _storable(status))):
+        if not self.is_final(response):
             raise _NotStored
         return responses.keep(
             response,
