@@ -2,7 +2,7 @@
 
 from tests.project.settings import *  # noqa: F403
 
-CELERY_TASK_QUEUES = None  # but for the default one
+CELERY_TASK_QUEUES = []  # but for the default one
 CELERY_TASK_DEFAULT_QUEUE_TYPE = "quorum"
 CELERY_TASK_DEFAULT_EXCHANGE_TYPE = "topic"
 # A quorum queue knows no global prefetch count.

@@ -163,7 +163,7 @@ class TestFunctions:
 def test_using_chooses_the_transaction() -> None:
     @idempotent(key="k", using="other")
     def function() -> bool:
-        return transaction.get_connection("other").in_atomic_block
+        return bool(transaction.get_connection("other").in_atomic_block)
 
     assert function()
     assert IdempotencyKey.objects.using("other").exists()

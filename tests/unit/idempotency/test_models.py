@@ -25,7 +25,8 @@ def create(**changed: Any) -> IdempotencyKey:
         "finished_at": NOW,
         "expires_at": NOW,
     }
-    return IdempotencyKey.objects.create(**{**fields, **changed})
+    key: IdempotencyKey = IdempotencyKey.objects.create(**{**fields, **changed})
+    return key
 
 
 @pytest.mark.django_db
