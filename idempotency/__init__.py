@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from idempotency.decorators import idempotent
+    from idempotency.digests import make_key
     from idempotency.http import idempotent_view, mark_final
-    from idempotency.keys import make_key
     from idempotency.leases import derived_key, fenced, step
 
 __all__ = [
@@ -29,7 +29,7 @@ _ROOMS = {
     "fenced": "leases",
     "idempotent": "decorators",
     "idempotent_view": "http",
-    "make_key": "keys",
+    "make_key": "digests",
     "mark_final": "http",
     "step": "leases",
 }

@@ -87,6 +87,16 @@ class IdempotencySettings(AppSettings):
     timeout, a task's retries, and the time in which someone may retry a message by hand.
     """
 
+    SECRET: str = ""
+    """Makes HMACs of the keys of ``make_key()`` and of fingerprints, where they are digests.
+
+    A digest of something that can be guessed, such as an e-mail address or an amount, can be
+    guessed too; without the secret it cannot. All processes have the same one. Another secret
+    makes other digests: duplicates of before are not recognised by a key of ``make_key()``, or are
+    refused for their fingerprint, and providers are given other derived keys. Change it only when
+    nothing of the last ``IDEMPOTENCY_TTL`` can come again.
+    """
+
     MAX_REQUEST_BYTES: int = 2**20
     """The largest request body that a guarded view takes; a larger one is answered 413.
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from idempotency.calls import KeySource, Parameters, key_source
 from idempotency.conf import conf, duration
+from idempotency.digests import fingerprint
 from idempotency.exceptions import IdempotencyError, ImproperlyUsed, KeyInProgress, KeyMissing
-from idempotency.keys import fingerprint
 
 if TYPE_CHECKING:
     from celery import Task

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 from django.db import OperationalError, transaction
 
 from idempotency import results, signals
+from idempotency.digests import make_key
 from idempotency.exceptions import (
     IdempotencyError,
     ImproperlyUsed,
@@ -28,7 +29,6 @@ from idempotency.exceptions import (
     StoredFailure,
     WindowExpired,
 )
-from idempotency.keys import make_key
 from idempotency.signals import executed, replayed
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import hmac
 import itertools
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -25,34 +26,25 @@ DEEPEST = 64
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def make_key(namespace: str, *args: Any, scope: str = "", **kwargs: Any) -> str:
-    """Return ``"idk1:"`` and a SHA-256 of the values, stable across processes and versions.
-
-    Numbers count by value (``1 == 1.0 == Decimal("1.00")``), text in NFC, lists as tuples, aware
-    datetimes as instants, a model instance as its label and primary key, an object with
-    ``__idempotency_key__()`` as what that returns. Types are kept apart: ``1``, ``"1"`` and
-    ``True`` differ.
-
-    Raises ``KeyMissing`` without any value, ``TypeError`` for a value of an unknown type and
-    ``ValueError`` for one that equals nothing for certain (NaN, a naive datetime, an unsaved
-    instance, a lone surrogate, a cycle); both name the value's path.
-    """
+def make_key(
+    namespace: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    scope: str = "",
+    secret: str = "",
+) -> str:
+    """Return the key of a call; see ``idempotency.make_key``, which knows the secret."""
     if not args and not kwargs:
         raise KeyMissing(f"make_key({namespace!r}) was given no value that tells the intent.")
     values = _encode([args, kwargs], "", 0, exact=True)
-    digest = hashlib.sha256(
-        _frame(ALGORITHM.encode(), _text(namespace), _text(scope), values)
-    ).hexdigest()
-    return f"{ALGORITHM}:{digest}"
+    framed = _frame(ALGORITHM.encode(), _text(namespace), _text(scope), values)
+    return f"{ALGORITHM}:{_digest(framed, secret)}"
 
 
-def fingerprint(payload: Any) -> str:
-    """Return a SHA-256 in hex that tells one payload from another.
-
-    Like a key, but values that have only one form are taken as they are: a naive datetime, NaN,
-    a dictionary with keys that are not text. Raises like ``make_key``.
-    """
-    return hashlib.sha256(_encode(payload, "", 0, exact=False)).hexdigest()
+def fingerprint(payload: Any, *, secret: str = "") -> str:
+    """Return the fingerprint of a payload; see ``idempotency.digests.fingerprint``."""
+    return _digest(_encode(payload, "", 0, exact=False), secret)
 
 
 def lock_number(namespace: str, scope: str, key: str) -> int:
@@ -62,6 +54,12 @@ def lock_number(namespace: str, scope: str, key: str) -> int:
     """
     framed = _frame(b"idempotency", namespace.encode(), scope.encode(), key.encode())
     return int.from_bytes(hashlib.sha256(framed).digest()[:8], "big", signed=True)
+
+
+def _digest(data: bytes, secret: str) -> str:
+    if secret:
+        return hmac.new(secret.encode(), data, hashlib.sha256).hexdigest()
+    return hashlib.sha256(data).hexdigest()
 
 
 def _frame(*parts: bytes) -> bytes:

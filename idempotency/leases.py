@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from django.db import transaction
 
 from idempotency import results
+from idempotency.digests import make_key
 from idempotency.exceptions import ImproperlyUsed, KeyInProgress, KeyReused
 from idempotency.execution import (
     Outcome,
@@ -26,7 +27,6 @@ from idempotency.execution import (
     require_same_fingerprint,
     telling,
 )
-from idempotency.keys import make_key
 from idempotency.ownership import TRIES, Lease, current, require_no_transaction
 
 if TYPE_CHECKING:

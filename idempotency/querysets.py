@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import IntegrityError, connections, models, router
 
-from idempotency import execution, keys
+from idempotency import digests, execution, keys
 from idempotency.calls import key_text
 from idempotency.conf import conf, duration
 from idempotency.exceptions import KeyInProgress
@@ -274,7 +274,7 @@ class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)
             key=key_text(key, f"The key for {namespace!r}"),
             ttl=conf.TTL if ttl is None else duration(ttl, "ttl"),
             wait=timedelta(0) if wait is None else duration(wait, "wait", least=timedelta(0)),
-            fingerprint="" if fingerprint is None else keys.fingerprint(fingerprint),
+            fingerprint="" if fingerprint is None else digests.fingerprint(fingerprint),
         )
         return execution.run_once(self.using(alias), operation, func)
 

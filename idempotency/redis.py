@@ -19,8 +19,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from idempotency import results
 from idempotency.conf import conf
+from idempotency.digests import make_key
 from idempotency.exceptions import ImproperlyUsed
-from idempotency.keys import make_key
 from idempotency.models import IdempotencyKey
 from idempotency.stores import Found, Taken, Terms, describe
 

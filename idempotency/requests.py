@@ -16,7 +16,7 @@ from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.utils.datastructures import MultiValueDict
 from django.utils.http import parse_header_parameters
 
-from idempotency import keys
+from idempotency import digests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +43,7 @@ def fingerprint(request: HttpRequest, *, largest: int) -> str:
     Raises ``RequestTooLarge`` for a body of more than ``largest`` bytes.
     """
     media_type = parse_header_parameters(request.META.get("CONTENT_TYPE", ""))[0].lower()
-    return keys.fingerprint(
+    return digests.fingerprint(
         [
             request.method,
             request.path.encode("utf-8", "surrogatepass"),
@@ -139,7 +139,7 @@ def _pairs(encoded: str) -> list[tuple[str, str]]:
 def _json(body: bytes) -> str | bytes:
     """A digest of what the JSON says; the bytes where it does not say one thing for certain."""
     try:
-        return keys.fingerprint(
+        return digests.fingerprint(
             json.loads(
                 body, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_members
             )

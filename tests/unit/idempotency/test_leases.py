@@ -550,8 +550,8 @@ class TestSignals:
 
 
 def _operation() -> Any:
+    from idempotency.digests import fingerprint
     from idempotency.execution import Operation
-    from idempotency.keys import fingerprint
 
     return Operation(
         namespace="tests", scope="", key="k", ttl=timedelta(hours=1), fingerprint=fingerprint({})
