@@ -18,7 +18,6 @@ from idempotency import header, problems, requests, responses
 from idempotency.calls import key_text
 from idempotency.conf import conf, duration
 from idempotency.digests import make_key
-from idempotency.digests import make_key
 from idempotency.exceptions import (
     IdempotencyError,
     ImproperlyUsed,
