@@ -36,7 +36,7 @@ def unreachable() -> Iterator[Any]:
     lonely = Celery(broker="amqp://guest@127.0.0.1:1//", set_as_current=False)
     lonely.conf.update(task_publish_retry=False, broker_transport_options={"max_retries": 0})
 
-    @lonely.task(name="tests.lonely", max_retries=0, shared=False)
+    @lonely.task(name="tests.lonely", max_retries=2, shared=False)
     def task() -> None: ...
 
     yield lonely.tasks["tests.lonely"]
@@ -89,7 +89,7 @@ def test_without_a_worker_a_twin_is_told_to_the_caller() -> None:
 
 def test_a_delivery_that_cannot_be_put_off_goes_back_to_the_broker(unreachable: Any) -> None:
     """Celery itself would reject it for good, and the twin may yet fail."""
-    with executing(unreachable, delivery_info={}, retries=0), pytest.raises(Reject) as raised:
+    with executing(unreachable, delivery_info={}, retries=2), pytest.raises(Reject) as raised:
         retry_later(unreachable, KeyInProgress("k"))
     assert raised.value.requeue  # type: ignore[attr-defined]
     assert isinstance(raised.value.__cause__, KeyInProgress)
