@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Kill the victims, in their order, ``delay`` seconds after ``after`` messages have executed.
+    """Kill the victims ``delay`` seconds after ``after`` messages have executed.
 
     By progress and not by the clock: the moment is the same one on a slow machine. The delay keeps
     kills from falling into step with the processes.
@@ -26,7 +26,7 @@ class Fault:
 def draw(seed: int, victims: Sequence[str], *, rounds: int, messages: int) -> list[Fault]:
     """Return faults in which each victim is killed ``rounds`` times, one to three at once.
 
-    The first comes early, the last before most of the messages have executed.
+    The first comes early, the last before two thirds of the messages have executed.
     """
     chance = random.Random(seed)
     groups: list[tuple[str, ...]] = []

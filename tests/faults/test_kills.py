@@ -58,13 +58,16 @@ class Run:
         problem = f"{fault} does not come"
         self.wait_for(lambda: backlog().executed >= fault.after, problem)
         time.sleep(fault.delay)
-        self.wait_for(lambda: all(map(self._busy, fault.victims)), problem)
-        for victim in fault.victims:
+        self.wait_for(lambda: all(map(self._busy, fault.victims)), problem, interval=0.002)
+        # Relays first: the work that they were seen to have is over in milliseconds.
+        for victim in sorted(fault.victims, key=VICTIMS.index):
             self._kill(victim)
         for victim in reversed(fault.victims):
             self.start(victim)
 
-    def wait_for(self, condition: Callable[[], bool], problem: str) -> None:
+    def wait_for(
+        self, condition: Callable[[], bool], problem: str, *, interval: float = 0.1
+    ) -> None:
         """Wait, and do what a supervisor does: start a worker again that ended by itself.
 
         (kombu's Redis transport lets a worker end when the server dies at the wrong moment.)
@@ -82,7 +85,7 @@ class Run:
         def told() -> str:
             return f"{problem}: {self.system.describe()}, {dict(self.kills)}"
 
-        wait_for(supervised, timeout=LOST_PATIENCE, interval=0.005, message=told)
+        wait_for(supervised, timeout=LOST_PATIENCE, interval=interval, message=told)
 
     def finish(self) -> None:
         """Let everything come to its end, what the workers hold unacknowledged included."""
@@ -101,12 +104,12 @@ class Run:
 
     def _kill(self, victim: str) -> None:
         role = victim.partition("-")[0]
+        self.kills[role] += 1
+        self.hits[role] += self._busy(victim)
         if victim == "broker":
             self.system.broker.server.kill()
         else:
             self._processes[victim].kill()
-        self.kills[role] += 1
-        self.hits[role] += self._busy(victim)
 
     def _busy(self, victim: str) -> bool:
         """Whether there is work in flight for it."""
@@ -156,7 +159,11 @@ def _produce(system: System, seed: int, number: int, stop: threading.Event) -> N
     labels = [f"{number}-{n}" for n in range(MESSAGES // PRODUCERS)]
     try:
         while labels and not stop.is_set():
-            wait_for(lambda: backlog().in_flight < AHEAD or stop.is_set(), timeout=LOST_PATIENCE)
+            wait_for(
+                lambda: backlog().in_flight < AHEAD or stop.is_set(),
+                timeout=LOST_PATIENCE,
+                interval=0.05,
+            )
             few = [labels.pop() for _ in range(min(len(labels), chance.randint(1, 200)))]
             system.commit(few)
             if chance.random() < 0.1:
