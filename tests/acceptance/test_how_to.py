@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from celery import chain, shared_task
+from django.core.mail import send_mail
 from django.db import transaction
 
 from idempotency import idempotent
 from idempotency.exceptions import KeyReused
 from idempotency.models import IdempotencyKey
+from idempotency.testing import assert_exactly_once, override_idempotency, travel
 from outbox.celery import OutboxTask
 from outbox.exceptions import DuplicateKey
 from outbox.models import OutboxMessage
@@ -19,6 +23,8 @@ from sample_project.shop.forms import OrderForm
 from sample_project.shop.models import Order, Payment, Receipt
 from sample_project.shop.tasks import book_payment, write_receipt
 from sample_project.shop.views import place_order
+
+HOW_TO = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,6 +45,15 @@ def charge(order_id: int, amount: Decimal) -> None:
 @idempotent(key="invoice:{order_id}")
 def invoice(order_id: int) -> Decimal:
     return Payment.objects.create(order_id=order_id, amount=Decimal("7.90")).amount
+
+
+def unguarded_invoice(order_id: int) -> None:
+    Payment.objects.create(order_id=order_id, amount=Decimal("7.90"))
+
+
+@idempotent(key="mail:{order_id}", mode="leased")
+def mail(order_id: int) -> None:
+    send_mail("Your order", f"It is number {order_id}.", None, ["ada@example.com"])
 
 
 @shared_task(base=OutboxTask)
@@ -147,6 +162,44 @@ def test_the_shop() -> None:
     assert_enqueued(book_payment, args=[order.pk, Decimal("25.00")])
     drain_outbox()
     assert order.payments.get().amount == Decimal("25.00")
+
+
+def test_an_order_is_invoiced_once(order: Order) -> None:
+    amount = assert_exactly_once(lambda: invoice(order.pk))
+    assert amount == Decimal("7.90")
+
+
+def test_a_mail_is_sent_once(order: Order, mailoutbox: list[object]) -> None:
+    assert_exactly_once(lambda: mail(order.pk), effects=lambda: len(mailoutbox))
+
+
+def test_deliveries_take_effect_once(order: Order) -> None:
+    with transaction.atomic():
+        message = OutboxMessage.objects.enqueue(thank.s(order.pk, "Ada"))
+    assert_exactly_once(
+        lambda: thank.apply((order.pk, "Ada"), task_id=str(message.pk), throw=True).get()
+    )
+    assert order.receipts.count() == 1
+
+
+def test_what_the_how_to_says_of_an_unguarded_one(order: Order) -> None:
+    with pytest.raises(AssertionError) as told:
+        assert_exactly_once(lambda: unguarded_invoice(order.pk))
+    assert "\n".join(f"    {line}" for line in str(told.value).splitlines()[:2]) in HOW_TO
+
+
+def test_time_passes(order: Order) -> None:
+    invoice(order.pk)
+    travel(timedelta(days=8))
+    invoice(order.pk)
+    assert order.payments.count() == 2, "the key has expired"
+
+
+def test_without_guards(order: Order) -> None:
+    with override_idempotency(enabled=False):
+        invoice(order.pk)
+        invoice(order.pk)
+    assert order.payments.count() == 2
 
 
 def test_looking_after_what_failed(order: Order) -> None:
