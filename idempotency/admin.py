@@ -1,19 +1,29 @@
-"""The keys in Django's admin: which operations have run. Results are not shown."""
+"""The keys in Django's admin: which operations have run, and what needs a person.
+
+Results, stored responses and steps are not shown.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models.functions import Collate, Now
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from idempotency.listing import ReadOnlyAdmin
 from idempotency.models import IdempotencyKey
 from idempotency.moments import age, distance, moment
+from idempotency.moves import (
+    RELEASE,
+    RESOLVE_COMPLETED,
+    RESOLVE_FAILED,
+    RESOLVE_RETRY,
+    Move,
+)
 
 if TYPE_CHECKING:
     from django.db.models import QuerySet
@@ -60,11 +70,12 @@ class ExpiryFilter(admin.SimpleListFilter):
 
 @admin.register(IdempotencyKey)
 class IdempotencyKeyAdmin(ReadOnlyAdmin):
-    """List, search and look at keys."""
+    """List, search and look at keys; resolve and release those that need a person."""
 
     list_display = ("key", "namespace", "scope", "state", "age", "expires_in", "message")
     list_deferred = ("result", "checkpoint", "error", "fingerprint")
     list_filter = (StateFilter, ExpiryFilter)
+    actions = ("resolve_completed", "resolve_failed", "resolve_retry", "release")
     sortable_by = ("age",)
     search_fields = ("key",)  # see get_search_results
     search_help_text = gettext_lazy("A key, or a part of a namespace")
@@ -105,6 +116,57 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
         names = IdempotencyKey.objects.using(queryset.db).namespaces()
         found = [term] if term in names else [n for n in names if term.lower() in n.lower()]
         return queryset.alias(indexed=Collate("namespace", "C")).filter(indexed__in=found), False
+
+    def has_resolve_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "resolve")
+
+    def has_release_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, "release")
+
+    @admin.action(
+        description=gettext_lazy("Resolve: they took effect (with no result)"),
+        permissions=["resolve"],
+    )
+    def resolve_completed(self, request: HttpRequest, chosen: QuerySet[IdempotencyKey]) -> None:
+        self._move(request, RESOLVE_COMPLETED, chosen)
+
+    @admin.action(
+        description=gettext_lazy("Resolve: they failed for good"), permissions=["resolve"]
+    )
+    def resolve_failed(self, request: HttpRequest, chosen: QuerySet[IdempotencyKey]) -> None:
+        self._move(request, RESOLVE_FAILED, chosen)
+
+    @admin.action(
+        description=gettext_lazy("Resolve: they took no effect and may be executed again"),
+        permissions=["resolve"],
+    )
+    def resolve_retry(self, request: HttpRequest, chosen: QuerySet[IdempotencyKey]) -> None:
+        self._move(request, RESOLVE_RETRY, chosen)
+
+    @admin.action(
+        description=gettext_lazy("Release: what failed for good may be executed again"),
+        permissions=["release"],
+    )
+    def release(self, request: HttpRequest, chosen: QuerySet[IdempotencyKey]) -> None:
+        self._move(request, RELEASE, chosen)
+
+    def _may(self, request: HttpRequest, what: str) -> bool:
+        return request.user.has_perm(f"{self.opts.app_label}.{what}_{self.opts.model_name}")
+
+    def _move(self, request: HttpRequest, move: Move, chosen: QuerySet[IdempotencyKey]) -> None:
+        moved, skipped = move.make(chosen, request.user.pk)
+        text = ngettext("%(count)d key has changed.", "%(count)d keys have changed.", moved)
+        parts = [text % {"count": moved}]
+        if skipped:
+            text = ngettext(
+                "%(count)d was skipped: its state has nothing to change, or its lease is live.",
+                "%(count)d were skipped: their state has nothing to change, or their lease is "
+                "live.",
+                skipped,
+            )
+            parts.append(text % {"count": skipped})
+        level = messages.WARNING if skipped else messages.SUCCESS
+        self.message_user(request, " ".join(parts), level)
 
     @admin.display(description=gettext_lazy("age"), ordering="id")
     def age(self, key: IdempotencyKey) -> SafeString:

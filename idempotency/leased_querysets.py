@@ -190,6 +190,14 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
 
+    def resolvable(self) -> LeasedQuerySet:
+        """What ``resolve`` moves."""
+        return self.filter(Q(state=self.model.State.OUTCOME_UNKNOWN) | STALE)
+
+    def releasable(self) -> LeasedQuerySet:
+        """What ``release`` moves."""
+        return self.filter(Q(state=self.model.State.FAILED_TERMINAL) | STALE)
+
     def resolve(
         self,
         *,
@@ -212,17 +220,14 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
         elif not retry:
             result = results.dumps(completed)
             values = {"state": states.COMPLETED, "result": result, "checkpoint": None, "error": ""}
-        return self.filter(Q(state=states.OUTCOME_UNKNOWN) | STALE)._end(**values)
+        return self.resolvable()._end(**values)
 
     def release(self) -> int:
         """Let operations run again that failed for good or whose lease is stale; return how many.
 
         They keep their steps. A live lease is left alone: it ends by itself.
         """
-        states = self.model.State
-        return self.filter(Q(state=states.FAILED_TERMINAL) | STALE)._end(
-            state=states.FAILED_RETRYABLE, error=""
-        )
+        return self.releasable()._end(state=self.model.State.FAILED_RETRYABLE, error="")
 
     def forget(self) -> int:
         """Delete keys, as if their operations had never run; return how many.

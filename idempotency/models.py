@@ -90,6 +90,10 @@ class IdempotencyKey(models.Model):
 
     class Meta:
         verbose_name = _("idempotency key")
+        permissions: ClassVar = [
+            ("resolve_idempotencykey", _("Can resolve idempotency keys")),
+            ("release_idempotencykey", _("Can release idempotency keys")),
+        ]
         indexes: ClassVar = [
             models.Index("expires_at", name="idempotency_expires"),
             # The admin's page of one namespace, newest first. In a collation of its own, so that no

@@ -125,6 +125,10 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name": "idempotency key",
+                "permissions": [
+                    ("resolve_idempotencykey", "Can resolve idempotency keys"),
+                    ("release_idempotencykey", "Can release idempotency keys"),
+                ],
                 "indexes": [
                     models.Index(models.F("expires_at"), name="idempotency_expires"),
                     models.Index(

@@ -1,13 +1,15 @@
-"""The keys' admin: it shows which operations have run, changes nothing and tells no result."""
+"""The keys' admin: it shows which operations have run, and tells no result."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from django.contrib.admin import AdminSite
-from django.contrib.auth.models import User
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
 from django.db import connection, transaction
 from django.urls import reverse
 from django.utils import timezone
@@ -141,7 +143,7 @@ def test_nobody_adds_changes_or_deletes_a_key(admin_client: Client) -> None:
     assert admin_client.get(LIST + "add/").status_code == 403
     assert admin_client.post(page_of(key), {"key": "another"}).status_code == 403
     assert admin_client.post(page_of(key, "delete"), {"post": "yes"}).status_code == 403
-    assert 'name="action"' not in text_of(admin_client.get(LIST))
+    assert "delete_selected" not in text_of(admin_client.get(LIST))
     assert IdempotencyKey.objects.get().key == "key"
 
 
@@ -150,6 +152,104 @@ def test_keys_need_the_view_permission(client: Client) -> None:
     client.force_login(User.objects.create_user("person", is_staff=True))
     for url in (LIST, page_of(key)):
         assert client.get(url).status_code == 403
+
+
+def act(client: Client, action: str, *chosen: IdempotencyKey) -> list[str]:
+    response = client.post(
+        LIST, {"action": action, "_selected_action": [key.pk for key in chosen]}, follow=True
+    )
+    assert response.status_code == 200
+    return [str(message) for message in response.context["messages"]]
+
+
+UNKNOWN: dict[str, Any] = {"state": "outcome_unknown", "result": None, "expires_at": None}
+FAILED: dict[str, Any] = {"state": "failed_terminal", "result": None, "error": "ValueError: no"}
+
+
+def lease(ends_in: timedelta) -> dict[str, Any]:
+    return {
+        "state": "in_progress",
+        "result": None,
+        "finished_at": None,
+        "token": uuid4(),
+        "lease_expires_at": timezone.now() + ends_in,
+    }
+
+
+STALE, LIVE = timedelta(seconds=-5), timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("action", "state", "logged"),
+    [
+        ("resolve_completed", "completed", "Resolved as completed, with the result None;"),
+        ("resolve_failed", "failed_terminal", "Resolved as failed for good;"),
+        ("resolve_retry", "failed_retryable", "Resolved: it may be executed again;"),
+    ],
+)
+def test_an_unknown_outcome_and_a_stale_lease_are_resolved(
+    admin_client: Client, action: str, state: str, logged: str
+) -> None:
+    unknown = run_once("unknown", **UNKNOWN)
+    stale = run_once("stale", **lease(STALE))
+    others = [run_once("live", **lease(LIVE)), run_once("done"), run_once("failed", **FAILED)]
+    before = [key.state for key in others]
+
+    [told] = act(admin_client, action, unknown, stale, *others)
+    assert told.startswith("2 keys have changed. 3 were skipped")
+    for key in (unknown, stale, *others):
+        key.refresh_from_db()
+    assert (unknown.state, stale.state) == (state, state)
+    assert [key.state for key in others] == before
+    assert unknown.expires_at is not None
+    entries = LogEntry.objects.order_by("pk")
+    assert {(entry.object_id, entry.change_message) for entry in entries} == {
+        (str(unknown.pk), f"{logged} it was outcome unknown."),
+        (str(stale.pk), f"{logged} it was in progress."),
+    }
+    assert {entry.user.username for entry in entries} == {"admin"}
+
+
+def test_what_failed_for_good_and_a_stale_lease_are_released(admin_client: Client) -> None:
+    failed, stale = run_once("failed", **FAILED), run_once("stale", **lease(STALE))
+    live, unknown = run_once("live", **lease(LIVE)), run_once("unknown", **UNKNOWN)
+    [told] = act(admin_client, "release", failed, stale, live, unknown)
+    assert told.startswith("2 keys have changed. 2 were skipped")
+    for key in (failed, stale, live, unknown):
+        key.refresh_from_db()
+    assert (failed.state, stale.state) == ("failed_retryable", "failed_retryable")
+    assert (live.state, unknown.state) == ("in_progress", "outcome_unknown")
+    assert LogEntry.objects.count() == 2
+
+
+@pytest.mark.parametrize(
+    ("permission", "allowed"),
+    [
+        ("resolve", {"resolve_completed", "resolve_failed", "resolve_retry"}),
+        ("release", {"release"}),
+        ("view", set()),
+    ],
+)
+def test_each_action_needs_its_permission(
+    client: Client, permission: str, allowed: set[str]
+) -> None:
+    user = User.objects.create_user("person", is_staff=True)
+    names = ["view_idempotencykey", f"{permission}_idempotencykey"]
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
+    client.force_login(user)
+    for action in ("resolve_completed", "resolve_failed", "resolve_retry", "release"):
+        stale = run_once(action, **lease(STALE))
+        act(client, action, stale)
+        stale.refresh_from_db()
+        assert (stale.state != "in_progress") == (action in allowed)
+
+
+def test_a_stored_response_is_masked(admin_client: Client) -> None:
+    stored = b'http1:{"status": 201}a secret in a response'
+    key = run_once(result=stored)
+    text = text_of(admin_client.get(page_of(key)))
+    assert f"{len(stored)} bytes, not shown" in text
+    assert "a secret" not in text + text_of(admin_client.get(LIST))
 
 
 # Expired keys are the oldest ones: of 200,000, the first 5,000.
