@@ -71,7 +71,7 @@ def test_a_plugin_is_named_by_its_module() -> None:
     """As ``-p`` names it, or pytest would load it twice and fail."""
     for name, module in PLUGINS.items():
         assert name == module
-        assert import_module(module)
+        import_module(module)
 
 
 def test_loading_the_plugins_loads_no_django() -> None:

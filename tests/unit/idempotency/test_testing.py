@@ -104,6 +104,41 @@ def test_the_loser_of_an_insert_has_charged_before_it_failed(tables: None) -> No
 
 
 @pytest.mark.database
+def test_a_race_is_found_even_if_one_racer_is_late(tables: None) -> None:
+    lock, late = threading.Lock(), iter([True])
+
+    def operation() -> None:
+        with lock:
+            is_late = next(late, False)
+        if is_late:
+            threading.Event().wait(0.4)
+        flawed.notify("n1", "ada", effect)
+
+    with pytest.raises(AssertionError, match="2 effects instead of 1: 2 when 2 raced"):
+        assert_exactly_once(operation, racers=2)
+
+
+def test_nobody_is_waited_for_who_waits_for_something_else() -> None:
+    first_is_done = threading.Event()
+    lock, first = threading.Lock(), iter([True])
+
+    @idempotent(key="k", wait=20)
+    def once() -> None:
+        effect()
+
+    def operation() -> None:
+        with lock:
+            is_first = next(first, False)
+        if not is_first:
+            assert first_is_done.wait(20)
+        once()
+        if is_first:
+            first_is_done.set()
+
+    assert_exactly_once(operation, racers=3)
+
+
+@pytest.mark.database
 def test_p1_score_plus_points_is_no_upsert(tables: None) -> None:
     with pytest.raises(AssertionError) as told:
         assert_exactly_once(lambda: flawed.update_score(1, 10))
