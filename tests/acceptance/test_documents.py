@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 SHOP = sorted((ROOT / "sample_project").rglob("*.py"))
 GUIDE = ROOT / "docs" / "guide"
 GUIDE_PAGES = sorted(GUIDE.glob("*.md"))
-GUIDE_PATTERNS = [page for page in GUIDE_PAGES if page.name != "README.md"]
+GUIDE_FLAWS = GUIDE / "flaws.md"
+GUIDE_PATTERNS = [page for page in GUIDE_PAGES if page.name not in {"README.md", "flaws.md"}]
 PARTS = ["The flaw", "Why", "Right", "What remains"]
 GUIDE_SOURCES = [*SHOP, *sorted((ROOT / "tests/integration/guide").glob("*.py"))]
 NAMED_TESTS = {
@@ -86,6 +88,33 @@ def test_each_page_of_the_guide_shows_code_that_runs_and_names_its_tests(page: P
     assert any("flaw" in name for name in tests) or page.name == "best-practices.md"
     assert any("flaw" not in name for name in tests)
     assert f"({page.name})" in (GUIDE / "README.md").read_text()
+
+
+def test_each_flaw_has_its_test_or_a_reason() -> None:
+    rows = re.findall(
+        r"^\| ([PSCBT][\d.]+) \| (.+) \| (.+) \|$", GUIDE_FLAWS.read_text(), re.MULTILINE
+    )
+    numbers = Counter(number.rpartition(".")[0] for number, _, _ in rows)
+    assert numbers == {
+        "P1": 5,
+        "P2": 6,
+        "P3": 11,
+        "S1": 10,
+        "S2": 12,
+        "S3": 9,
+        "C": 14,
+        "B": 3,
+        "T": 3,
+    }
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    for number, _, here in rows:
+        named = re.findall(r"`(test_\w+)`", here)
+        assert set(named) <= there, f"{number}: {set(named) - there}"
+        assert named or here.endswith("."), number
 
 
 def test_the_guide_shows_each_of_its_tasks() -> None:
