@@ -57,6 +57,9 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 DATABASES = {"default": env.db("DATABASE_URL", default="postgres:///outbox")}
 DATABASES["other"] = {**DATABASES["default"], "NAME": f"{DATABASES['default']['NAME']}_other"}
 
+# Read by Django 6.1 and later; before, the test runner sets the backend.
+MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
+
 # Each test of the guide has its own.
 GUIDE_GATEWAY_URL = env.str("GUIDE_GATEWAY_URL", default="http://127.0.0.1:1")
 GUIDE_REDIS_URL = env.str("GUIDE_REDIS_URL", default="redis://127.0.0.1:1/0")
