@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.enqueue import enqueue
+from benchmarks.guard import guarded_task, many_keys
 from benchmarks.harness import Ratio
 from benchmarks.relay import relay
 
@@ -14,6 +15,8 @@ BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {
     "relay-rabbitmq": lambda: relay("rabbitmq"),
     "relay-valkey": lambda: relay("valkey"),
     "enqueue": enqueue,
+    "guarded-task": guarded_task,
+    "many-keys": many_keys,
 }
 
 
@@ -30,7 +33,9 @@ def main(names: list[str]) -> int:
     status = 0
     for name in names or list(BENCHMARKS):
         print(f"{name}:", flush=True)
-        status |= subprocess.run([sys.executable, "-m", "benchmarks.run", name], check=False).returncode
+        status |= subprocess.run(
+            [sys.executable, "-m", "benchmarks.run", name], check=False
+        ).returncode
     return status
 
 

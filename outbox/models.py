@@ -8,7 +8,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from outbox import wire
+from outbox import ids, wire
 from outbox.querysets import OutboxManager
 
 
@@ -66,7 +66,7 @@ class OutboxMessage(models.Model):
         # A person decided that it shall not be published.
         DISCARDED = "discarded", _("discarded")
 
-    id = models.UUIDField(primary_key=True, default=wire.message_id, editable=False)
+    id = models.UUIDField(primary_key=True, default=ids.message_id, editable=False)
     task = models.CharField(max_length=255)
     status = models.CharField(max_length=9, choices=Status, default=Status.PENDING)
     exchange = models.CharField(max_length=255, blank=True, default="")

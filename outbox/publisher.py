@@ -363,7 +363,8 @@ def _connect(app: Celery, write_timeout: float) -> _Link:
     connection = app.connection_for_write(transport_options=options)
     if connection.transport.driver_type == "redis":
         # For each answer; one that does not come is followed by two tries of a fresh connection.
-        connection.transport_options.setdefault("socket_timeout", write_timeout / 4)
+        redis_options: Any = connection.transport_options
+        redis_options.setdefault("socket_timeout", write_timeout / 4)
     try:
         connection.ensure_connection(
             max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0

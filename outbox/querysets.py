@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 
 from idempotency.conf import conf as idempotency_conf
 from idempotency.decorators import guard_of
-from outbox import wire
+from outbox import canvas, ids, wire
 from outbox.conf import conf
 from outbox.exceptions import DuplicateKey, TransactionRequired
 
@@ -288,7 +288,7 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
             )
         if ordering_keys is not None:
             raise NotImplementedError("ordering_key is not supported yet: leave it out.")
-        members = wire.members(signatures)
+        members = canvas.members(signatures)
         if keys is None:
             keys = [""] * len(members)
         else:
@@ -309,9 +309,9 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
         return await sync_to_async(self.enqueue_many)(signatures, **options)
 
     def _draft(self, signature: Signature, key: str, alias: str) -> tuple[OutboxMessage, Any]:
-        id = wire.id_for(signature)
+        id = ids.id_for(signature)
         message = wire.build(signature, id)
-        guard = guard_of(wire.task_of(signature))
+        guard = guard_of(canvas.task_of(signature))
         draft: OutboxMessage = self.model(
             id=id,
             task=message.task,

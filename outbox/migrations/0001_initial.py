@@ -2,8 +2,8 @@
 
 from django.db import migrations, models
 
+import outbox.ids
 import outbox.models
-import outbox.wire
 
 
 class Migration(migrations.Migration):
@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     models.UUIDField(
-                        default=outbox.wire.message_id,
+                        default=outbox.ids.message_id,
                         editable=False,
                         primary_key=True,
                         serialize=False,

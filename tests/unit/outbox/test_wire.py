@@ -16,7 +16,7 @@ from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
 from kombu.exceptions import ContentDisallowed
 
-from outbox import wire
+from outbox import canvas, ids, wire
 from outbox.exceptions import UnserializableArgument, UnsupportedSignature
 from tests.project import tasks
 
@@ -30,7 +30,7 @@ NAME = "tests.project.tasks.record"
 
 
 def build(target: Any) -> wire.WireMessage:
-    return wire.build(target, wire.id_for(target))
+    return wire.build(target, ids.id_for(target))
 
 
 def embedded(message: wire.WireMessage) -> Any:
@@ -81,7 +81,7 @@ def forget_settings() -> None:
 
 def test_the_id_is_a_uuid_of_version_7_with_the_time_in_front() -> None:
     before = time.time_ns() // 1_000_000
-    id = wire.message_id()
+    id = ids.message_id()
     after = time.time_ns() // 1_000_000
     assert id.version == 7
     assert id.variant == "specified in RFC 4122"
@@ -92,17 +92,17 @@ def test_ids_differ_in_and_after_a_fork() -> None:
     read_end, write_end = os.pipe()
     pid = os.fork()
     if not pid:
-        os.write(write_end, wire.message_id().bytes)
+        os.write(write_end, ids.message_id().bytes)
         os._exit(0)
     os.waitpid(pid, 0)
-    ids = {wire.message_id() for _ in range(1000)} | {UUID(bytes=os.read(read_end, 16))}
+    made = {ids.message_id() for _ in range(1000)} | {UUID(bytes=os.read(read_end, 16))}
     os.close(read_end)
     os.close(write_end)
-    assert len(ids) == 1001
+    assert len(made) == 1001
 
 
 def test_the_id_is_the_tasks_and_the_messages() -> None:
-    id = wire.message_id()
+    id = ids.message_id()
     message = wire.build(record.s("x"), id)
     assert message.headers["id"] == message.headers["root_id"] == str(id)
     assert message.properties["correlation_id"] == str(id)
@@ -351,14 +351,14 @@ def test_a_chord_is_refused_wherever_it_is(target: Callable[[], Any]) -> None:
     with pytest.raises(UnsupportedSignature, match=r"is a chord.*Enqueue a task that starts"):
         build(target())
     with pytest.raises(UnsupportedSignature, match="is a chord"):
-        [build(member) for member in wire.members([record.si("0"), target()])]
+        [build(member) for member in canvas.members([record.si("0"), target()])]
 
 
 def test_a_chord_in_a_group_is_refused() -> None:
     with pytest.raises(UnsupportedSignature, match="is a chord"):
-        [build(member) for member in wire.members(group(record.si("0"), a_chord()))]
+        [build(member) for member in canvas.members(group(record.si("0"), a_chord()))]
     with pytest.raises(UnsupportedSignature, match="is a chord"):
-        wire.members(a_chord())
+        canvas.members(a_chord())
 
 
 @pytest.mark.parametrize(
@@ -472,9 +472,9 @@ FOLLOWED: list[tuple[Callable[[], Any], int]] = [
 @pytest.mark.parametrize("number", range(len(FOLLOWED)))
 def test_all_that_follows_has_its_id(number: int) -> None:
     make, followers = FOLLOWED[number]
-    ids = nested(build(make()))
-    assert len(ids) == len(set(ids)) == followers
-    assert all(UUID(id) for id in ids)
+    given = nested(build(make()))
+    assert len(given) == len(set(given)) == followers
+    assert all(UUID(id) for id in given)
 
 
 @pytest.mark.parametrize("number", range(len(FOLLOWED)))
@@ -511,7 +511,7 @@ def test_the_rest_of_an_outer_chain_runs_after_an_inner_one() -> None:
 
 def test_the_members_of_a_group_are_called_as_the_group_would() -> None:
     target = group(record.s("1"), group(record.s("2")), chain(record.s("3"), record.s("4")))
-    messages = [build(member) for member in wire.members(target.set(priority=3))]
+    messages = [build(member) for member in canvas.members(target.set(priority=3))]
     assert [list(wire_args(message)) for message in messages] == [["1"], ["2"], ["3"]]
     groups = {message.headers["group"] for message in messages[:2]}
     assert len(groups) == 1
@@ -525,23 +525,23 @@ def wire_args(message: wire.WireMessage) -> Any:
 
 def test_chunks_are_a_group() -> None:
     target: Any = chunks(record.s(), [("1",), ("2",), ("3",)], 2)
-    assert len([build(member) for member in wire.members(target)]) == 2
+    assert len([build(member) for member in canvas.members(target)]) == 2
 
 
 def test_an_empty_group_has_no_members() -> None:
-    assert wire.members(group()) == []
-    assert wire.members([]) == []
+    assert canvas.members(group()) == []
+    assert canvas.members([]) == []
 
 
 def test_one_signature_is_not_many() -> None:
     for target in (record.s("x"), chain(record.s("x"), record.s("y"))):
         with pytest.raises(TypeError, match="is one signature: give a list"):
-            wire.members(target)
+            canvas.members(target)
 
 
 def test_callbacks_of_a_group_are_refused_as_celery_does() -> None:
     with pytest.raises(UnsupportedSignature, match="takes no callbacks of a group"):
-        wire.members(group(record.s("1")).set(link=record.s("2")))
+        canvas.members(group(record.s("1")).set(link=record.s("2")))
 
 
 # Around it
