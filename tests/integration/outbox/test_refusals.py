@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery.canvas import Signature
-    from pytest_django.fixtures import SettingsWrapper
+    from pytest_django.fixtures import Settings
 
     from tests.servers.brokers import Broker
 
@@ -156,7 +156,7 @@ def test_a_header_that_cannot_be_encoded_is_dead_at_once(broker: Broker) -> None
 
 @amqp
 def test_a_refused_message_is_dead_after_the_last_attempt(
-    broker: Broker, settings: SettingsWrapper
+    broker: Broker, settings: Settings
 ) -> None:
     settings.OUTBOX_MAX_ATTEMPTS = 3
     with transaction.atomic():

@@ -22,7 +22,7 @@ from tests.project.tasks import record, record_once
 
 if TYPE_CHECKING:
     from pytest_django import DjangoAssertNumQueries
-    from pytest_django.fixtures import SettingsWrapper
+    from pytest_django.fixtures import Settings
 
 pytestmark = [pytest.mark.django_db(databases=["default", "other"]), pytest.mark.database]
 live = pytest.mark.django_db(transaction=True, databases=["default", "other"])
@@ -375,7 +375,7 @@ def test_only_what_was_confirmed_is_settled() -> None:
 
 
 def test_a_refused_message_backs_off_at_random_below_a_bound_that_doubles(
-    settings: SettingsWrapper,
+    settings: Settings,
 ) -> None:
     settings.OUTBOX_BACKOFF_BASE = 100
     settings.OUTBOX_BACKOFF_MAX = 300
@@ -395,7 +395,7 @@ def test_a_refused_message_backs_off_at_random_below_a_bound_that_doubles(
         assert max(waits) > bound * 0.8
 
 
-def test_errors_are_kept_per_attempt_and_capped(settings: SettingsWrapper) -> None:
+def test_errors_are_kept_per_attempt_and_capped(settings: Settings) -> None:
     settings.OUTBOX_MAX_ATTEMPTS = 25
     message = enqueue()[0]
     for attempt in range(1, 25):
