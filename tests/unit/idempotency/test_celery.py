@@ -64,7 +64,7 @@ def test_a_task_that_is_registered_later_is_found() -> None:
     guard = guard_of(body)
     assert guard
     assert task_of(guard) is None
-    made = app.task(name="tests.later")(body)
+    made = app.task(name="tests.later", shared=False)(body)
     try:
         assert task_of(guard) is app.tasks["tests.later"]
     finally:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def guarded_task(ttl: float | None = None, **options: Any) -> Iterator[None]:
     def body() -> None: ...
 
-    as_task: Any = app.task(name="tests.checked", **options)
+    as_task: Any = app.task(name="tests.checked", shared=False, **options)
     made = as_task(idempotent(ttl=ttl)(body))
     try:
         yield

@@ -35,7 +35,7 @@ def guarded_task(*, ttl: timedelta | None = TTL, **options: Any) -> Iterator[Tas
         Effect.objects.create(label=label)
         return label
 
-    made = app.task(name="tests.window", autoretry_for=(Exception,))(body)
+    made = app.task(name="tests.window", shared=False, autoretry_for=(Exception,))(body)
     try:
         yield made
     finally:
