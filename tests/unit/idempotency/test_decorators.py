@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 @contextmanager
 def task(function: Callable[..., Any], **options: Any) -> Iterator[Any]:
     """Make a task and forget it afterwards."""
-    made = app.task(shared=False, **options)(function)
+    decorator: Any = app.task(shared=False, **options)
+    made = decorator(function)
     try:
         yield app.tasks[made.name]
     finally:
