@@ -291,6 +291,21 @@ def test_what_is_rolled_back_or_changes_nothing_is_no_effect() -> None:
     assert_exactly_once(operation)
 
 
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_the_tables_of_another_alias() -> None:
+    @idempotent(key="k", using="other")
+    def once() -> None:
+        Effect.objects.using("other").create(label="other")
+
+    def operation() -> None:
+        once()
+        effect()
+
+    assert_exactly_once(operation, using="other")
+    with pytest.raises(AssertionError, match="9 effects instead of 1"):
+        assert_exactly_once(operation)
+
+
 def test_no_effect_fails_too() -> None:
     with pytest.raises(AssertionError, match=r"0 effects instead of 1(.|\n)*none(.|\n)*used up"):
         assert_exactly_once(lambda: None)
