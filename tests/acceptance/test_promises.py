@@ -126,6 +126,7 @@ def test_what_the_broker_forgot_is_published_again_where_the_task_is_guarded(
     assert [effect.label for effect in Effect.objects.all()] == ["guarded"]
 
 
+@pytest.mark.parametrize("broker", ["valkey"], indirect=True)
 def test_what_is_forgotten_each_time_is_stuck_and_can_be_retried(
     broker: Broker, transactional_db: None, settings: Any
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_guarded_task_changes_the_database_once_however_often_it_is_delivered(
     assert IdempotencyKey.objects.filter(key=str(message.pk)).count() == 1
 
 
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 def test_a_guarded_task_changes_the_database_once_per_business_key(
     broker: Broker, start_relay: Callable[..., Process], start_worker: Callable[..., Process]
 ) -> None:
@@ -217,6 +219,7 @@ def test_a_worker_that_is_killed_leaves_nothing_behind_and_the_task_runs_again(
     assert Effect.objects.filter(label="survivor").count() == 1
 
 
+@pytest.mark.parametrize("broker", ["valkey"], indirect=True)
 def test_a_final_failure_is_on_the_message(
     broker: Broker, start_relay: Callable[..., Process], start_worker: Callable[..., Process]
 ) -> None:
