@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,14 +25,11 @@ logger = logging.getLogger(__name__)
 WINDOW = 200
 
 # States of a Redis or Valkey server in which it refuses every write, whatever the message.
-# redis-py has a class of its own for some of them, and takes the word off the others' text.
-REDIS_OUTAGES = (
-    "OutOfMemoryError",
-    "ReadOnlyError",
-    "ClusterDownError",
-    "MasterDownError",
-    "ResponseError: MISCONF",
-    "ResponseError: NOREPLICAS",
+# redis-py has a class of its own for some of them; a pipeline's error names the command first.
+REDIS_OUTAGE = re.compile(
+    r"(OutOfMemory|ReadOnly|ClusterDown|MasterDown|BusyLoading)Error: "
+    r"|ResponseError: (.* caused error: )?(MISCONF|NOREPLICAS) ",
+    re.DOTALL,
 )
 
 
@@ -221,7 +220,11 @@ class _Link:
         if target not in self._declared:
             try:
                 self._declare_target(*target)
-            except (KeyError, *self.channel_errors) as error:
+            except KeyError:
+                self._declared[target] = (
+                    f"the queue {message.queue!r} is not in task_queues of this relay's settings"
+                )
+            except self.channel_errors as error:
                 _raise_if_outage(error)
                 self._declared[target] = _describe(error)
             else:
@@ -327,9 +330,9 @@ class _ConfirmingLink(_Link):
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
         for id in self._settled(tag, multiple):
-            if str(id) in self._returned:
+            if problem := self._returned.pop(str(id), None):
                 self._declared.clear()
-                self._result.refuse(id, self._returned.pop(str(id)))
+                self._result.refuse(id, problem)
             else:
                 self._result.confirm(id)
 
@@ -350,8 +353,9 @@ class _ConfirmingLink(_Link):
         return ids
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
-        # A returned message is confirmed as well, afterwards.
-        self._returned[message.properties["correlation_id"]] = (
+        # A returned message is confirmed as well, afterwards. Task protocol 1 has no headers.
+        id = (message.headers or {}).get("id") or message.properties["correlation_id"]
+        self._returned[id] = (
             f"the broker could not route it to any queue (exchange {exchange!r}, routing key "
             f"{routing_key!r}). Declare the queue and its binding, then retry the message."
         )
@@ -359,8 +363,12 @@ class _ConfirmingLink(_Link):
 
 def _connect(app: Celery, write_timeout: float) -> _Link:
     # A connection that waits for each single confirm would make pipelining pointless.
-    options = {"confirm_publish": False, "write_timeout": write_timeout}
+    options: dict[str, Any] = {"confirm_publish": False, "write_timeout": write_timeout}
+    if "read_timeout" not in (app.conf.broker_transport_options or {}):
+        options["read_timeout"] = write_timeout / 2  # for the answer to a declaration
     connection = app.connection_for_write(transport_options=options)
+    # Twice, or once for each of several brokers.
+    connection.connect_timeout = min(connection.connect_timeout or math.inf, write_timeout / 4)
     if connection.transport.driver_type == "redis":
         # For each answer; one that does not come is followed by two tries of a fresh connection.
         redis_options: Any = connection.transport_options
@@ -382,7 +390,7 @@ def _connect(app: Celery, write_timeout: float) -> _Link:
 
 def _raise_if_outage(error: BaseException) -> None:
     reason = _describe(error.__cause__ or error)
-    if reason.startswith(REDIS_OUTAGES):
+    if REDIS_OUTAGE.match(reason):
         raise BrokerUnavailable(f"the broker refuses every write: {reason}") from error
 
 

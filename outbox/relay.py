@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from datetime import timedelta
 from functools import cache
@@ -18,7 +19,7 @@ from outbox import wire
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
-from outbox.publisher import Outgoing, Published, Publisher
+from outbox.publisher import Outgoing, Published, Publisher, Refused
 from outbox.querysets import ClaimedMessage, Refusal
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,9 @@ class Relay:
             expired = [message.id for message in claim if message.expired]
             waiting = self._waiting(claim)
             ended = {*expired, *waiting}
-            published = self.publisher.publish(
-                [_outgoing(message) for message in claim if message.id not in ended],
-                self._publish_timeout,
-            )
+            readable, unreadable = _outgoing(m for m in claim if m.id not in ended)
+            published = self.publisher.publish(readable, self._publish_timeout)
+            published.refused |= unreadable
             result = self._settle(published, expired, waiting)
         self._report(published)
         if published.unavailable:
@@ -195,7 +195,19 @@ class _Outage:
         self.failures = 0
 
 
-def _outgoing(message: ClaimedMessage) -> Outgoing:
+def _outgoing(claim: Iterable[ClaimedMessage]) -> tuple[list[Outgoing], dict[UUID, Refused]]:
+    """Return what can be published, and the errors of rows that somebody wrote by other means."""
+    readable, unreadable = [], {}
+    for message in claim:
+        try:
+            readable.append(_made(message))
+        except Exception as error:  # whatever a row holds, it must not stop the others
+            reason = f"the row cannot be read: {type(error).__name__}: {error}"
+            unreadable[message.id] = Refused(reason, permanent=True)
+    return readable, unreadable
+
+
+def _made(message: ClaimedMessage) -> Outgoing:
     headers = wire.json_loads(message.headers)
     # What is made at the publish: how long the broker may keep it, and when that was.
     if "expires" in headers:
