@@ -48,7 +48,13 @@ class System:
     def start_worker(
         self, *, ready: bool = True, concurrency: int = 1, env: Mapping[str, str] | None = None
     ) -> Process:
-        return self._children.start_worker(ready=ready, concurrency=concurrency, env=self._env(env))
+        return self._children.start_worker(
+            ready=ready,
+            concurrency=concurrency,
+            # That a worker is ready is a line of INFO, and so are two for each message.
+            loglevel="INFO" if ready else "WARNING",
+            env=self._env(env),
+        )
 
     def commit(self, labels: Iterable[str], **options: Any) -> list[UUID]:
         """Commit one guarded message for each label in one transaction; return their ids."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OUTAGE = 60.0  # seconds
 PACE = 0.1  # seconds between a producer's commits
-LOST_PATIENCE = 180.0
+LOST_PATIENCE = 180.0  # seconds after which a producer stops by itself
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_broker_is_down_for_a_minute(systems: list[System], tell: Callable[[str]
         committed = [producer.result(timeout=10) for producer in producers]
 
     for system in systems:
-        system.start_worker()
+        system.start_worker(ready=False)
     for system, pending, number in zip(systems, waiting, committed, strict=True):
         system.await_executed()
         ledger = audit(system.using)
