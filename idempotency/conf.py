@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, ClassVar
@@ -68,6 +69,8 @@ class AppSettings:
         if not isinstance(value, kinds) or (
             isinstance(value, bool) and not isinstance(default, bool)
         ):
+            return f"{self.PREFIX}{name} must be {wanted}, not {value!r}."
+        if isinstance(value, float) and not math.isfinite(value):
             return f"{self.PREFIX}{name} must be {wanted}, not {value!r}."
         zero: Any = timedelta(0) if isinstance(value, timedelta) else 0
         if not isinstance(value, (bool, str, tuple)) and value <= zero:

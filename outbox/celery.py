@@ -38,7 +38,10 @@ class OutboxTask(Task[Any, Any]):
         """
         if self._belongs_to_celery(task_id, producer, options):
             return super().apply_async(args, kwargs, task_id=task_id, producer=producer, **options)
-        if "group_id" in options or "chord" in options:
+        # Of a chain that is a member, the last step says so.
+        steps: list[Any] = list(options.get("chain") or ())
+        named = {*options, *(steps[0]["options"] if steps else ())}
+        if {"group_id", "chord"} & named:
             raise UnsupportedSignature(
                 f"{self.name}: a group or chord would publish its members before the transaction "
                 "commits. Use OutboxMessage.objects.enqueue_many(group) for a group, and a task "

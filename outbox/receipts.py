@@ -10,7 +10,6 @@ from celery.signals import task_failure
 from django.db import router
 from django.dispatch import receiver
 
-from idempotency.decorators import guard_of
 from idempotency.signals import executed, replayed
 from outbox.models import OutboxMessage
 
@@ -33,15 +32,23 @@ def record_failed(
     id = _uuid(task_id)
     if id is None:
         return
-    guard = guard_of(sender)
-    using = guard.using if guard is not None else router.db_for_write(OutboxMessage)
+    headers = getattr(getattr(sender, "request", None), "headers", None) or {}
+    # The relay of another alias than the default one says which.
+    using = headers.get("published_from") or router.db_for_write(OutboxMessage)
     try:
-        OutboxMessage.objects.using(using).mark_failed(
-            id, f"{type(exception).__name__}: {exception}"
-        )
+        OutboxMessage.objects.using(using).mark_failed(id, describe(exception))
     except Exception:
         # The worker must go on and report the task's own error.
         logger.exception("Could not record that the task of message %s failed.", id)
+
+
+def describe(exception: object) -> str:
+    """Return the exception's class and text, of which an exception may have none."""
+    try:
+        text = str(exception)
+    except Exception:  # an exception of the project's may do anything
+        text = "(its text cannot be had)"
+    return f"{type(exception).__name__}: {text}"
 
 
 def _uuid(value: str) -> UUID | None:

@@ -13,7 +13,14 @@ from operator import add
 from uuid import UUID
 
 from celery import current_app
-from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connections,
+    transaction,
+)
 
 from outbox import wire
 from outbox.conf import conf
@@ -84,7 +91,7 @@ class Relay:
             expired = [message.id for message in claim if message.expired]
             waiting = self._waiting(claim)
             ended = {*expired, *waiting}
-            readable, unreadable = _outgoing(m for m in claim if m.id not in ended)
+            readable, unreadable = _outgoing((m for m in claim if m.id not in ended), self.using)
             published = self.publisher.publish(readable, self._publish_timeout)
             published.refused |= unreadable
             result = self._settle(published, expired, waiting)
@@ -195,29 +202,33 @@ class _Outage:
         self.failures = 0
 
 
-def _outgoing(claim: Iterable[ClaimedMessage]) -> tuple[list[Outgoing], dict[UUID, Refused]]:
+def _outgoing(
+    claim: Iterable[ClaimedMessage], using: str
+) -> tuple[list[Outgoing], dict[UUID, Refused]]:
     """Return what can be published, and the errors of rows that somebody wrote by other means."""
     readable, unreadable = [], {}
     for message in claim:
         try:
-            readable.append(_made(message))
+            readable.append(_made(message, using))
         except Exception as error:  # whatever a row holds, it must not stop the others
             reason = f"the row cannot be read: {type(error).__name__}: {error}"
             unreadable[message.id] = Refused(reason, permanent=True)
     return readable, unreadable
 
 
-def _made(message: ClaimedMessage) -> Outgoing:
+def _made(message: ClaimedMessage, using: str) -> Outgoing:
     headers = wire.json_loads(message.headers)
     # What is made at the publish: how long the broker may keep it, and when that was.
     if "expires" in headers:
         headers["expires"] = message.expires_at and message.expires_at.isoformat()
     headers["published_at"] = message.claimed_at.isoformat()
+    if using != DEFAULT_DB_ALIAS:
+        headers["published_from"] = using
     return Outgoing(
         message.id,
         message.body,
         headers,
-        wire.json_loads(message.properties),
+        {**wire.json_loads(message.properties)},
         message.exchange,
         message.routing_key,
         message.queue,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 from celery import Task, current_app
 from celery.canvas import Signature
+from celery.utils.functional import maybe_list
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import QuerySet
 
 from outbox import wire
 from outbox.models import OutboxMessage
+from outbox.receipts import describe
 
 MOST = 10_000
 
@@ -32,7 +33,7 @@ def drain_outbox(*, using: str = DEFAULT_DB_ALIAS) -> int:
             raise RuntimeError(f"{MOST} messages ran and {message} is still pending: a loop?")
         with transaction.atomic(using=using):
             messages.settle([message.id])
-        _run(message)
+        _run(message, using)
         ran += 1
     return ran
 
@@ -67,26 +68,61 @@ def assert_enqueued(
     raise AssertionError("\n  ".join([f"{wanted} is not in the outbox, which holds:", *others]))
 
 
-def _run(message: OutboxMessage) -> None:
-    task = current_app.tasks[message.task]
+def _run(message: OutboxMessage, using: str) -> None:
     args, kwargs, embedded = wire.decode(
         bytes(message.body), message.headers, message.properties, _accept(message)
     )
-    value = _apply(task, message.id, args, kwargs, message.headers)
-    for callback in embedded.get("callbacks") or ():
-        _signature(callback).apply((value,), throw=True)
-    for step in reversed(embedded.get("chain") or ()):
-        value = _signature(step).apply((value,), throw=True).result
+    follow: dict[str, Any] = {
+        "link": embedded.get("callbacks"),
+        "link_error": embedded.get("errbacks"),
+        "chain": embedded.get("chain"),
+    }
+    try:
+        headers = message.headers
+        _execute(message.task, str(message.id), args, kwargs, headers=headers, follow=follow)
+    except Exception as error:
+        OutboxMessage.objects.using(using).mark_failed(message.id, describe(error))
+        raise
 
 
-def _signature(step: Mapping[str, Any]) -> Signature[Any]:
-    return Signature.from_dict(dict(step), app=current_app)
+def _execute(
+    name: str, id: str | None, args: Any, kwargs: Any, *, headers: Any, follow: Mapping[str, Any]
+) -> None:
+    """Run a task and what follows it, as a worker would."""
+    task = current_app.tasks[name]
+    # Left to itself Celery would publish what follows.
+    result = task.apply(args, kwargs, task_id=id, headers=dict(headers), throw=False)
+    if result.failed():
+        for errback in maybe_list(follow.get("link_error")) or ():
+            _call(errback, result.id)
+        raise result.result
+    for callback in maybe_list(follow.get("link")) or ():
+        _call(callback, result.result)
+    if chain := follow.get("chain"):
+        _call(chain[-1], result.result, chain[:-1])
 
 
-def _apply(
-    task: Task[Any, Any], id: UUID, args: Any, kwargs: Any, headers: Mapping[str, Any]
-) -> Any:
-    return task.apply(args, kwargs, task_id=str(id), headers=dict(headers), throw=True).result
+def _call(step: Mapping[str, Any], value: Any, rest: Sequence[Any] = ()) -> None:
+    """Call a signature with the value of what came before; ``rest`` ends with the next step."""
+    signature: Any = Signature.from_dict(dict(step), app=current_app)
+    options = signature.options
+    if step.get("subtask_type") == "group":
+        for member in signature.tasks:
+            _call(member, value, rest)
+    elif step.get("subtask_type") == "chain":
+        steps = signature.unchain_tasks()
+        _call(steps[0], value, [*rest, *reversed(steps[1:])])
+    else:
+        args = signature.args if signature.immutable else (value, *signature.args)
+        follow = {**options, "chain": [*rest, *(options.get("chain") or ())]}
+        _execute(
+            signature.task,
+            options.get("task_id"),
+            args,
+            signature.kwargs,
+            headers=options.get("headers") or {},
+            follow=follow,
+        )
 
 
 def _accept(message: OutboxMessage) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, Error, connections
+from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError, connections
 
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
@@ -47,7 +47,7 @@ class Command(BaseCommand):
             else:
                 self._run(relay)
         except (Error, ImproperlyConfigured) as error:
-            raise CommandError(f"Database {database!r}: {str(error).strip()}") from error
+            raise CommandError(f"Database {database!r}: {_one_line(error)}") from error
 
     def _drain(self, relay: Relay) -> None:
         try:
@@ -63,12 +63,15 @@ class Command(BaseCommand):
 
     def _run(self, relay: Relay) -> None:
         stop = threading.Event()
+        signals: list[int] = []
 
         def handle_signal(number: int, frame: object) -> None:
-            if stop.is_set():
+            if signals:
                 # The second one: leave at once. The server lets go of the rows.
                 os._exit(128 + number)
-            stop.set()
+            signals.append(number)
+            # Not from here: the relay may be waiting for the event, and holds its lock then.
+            threading.Thread(target=stop.set).start()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle_signal)
@@ -78,3 +81,10 @@ class Command(BaseCommand):
         finally:
             relay.close()
         self.stdout.write("Stopped.")
+
+
+def _one_line(error: Exception) -> str:
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, ProgrammingError) and "does not exist" in first:
+        return f"{first} Run manage.py migrate."
+    return first
