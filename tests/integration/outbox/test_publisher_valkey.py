@@ -51,7 +51,7 @@ def enqueue(number: int, **options: Any) -> list[OutboxMessage]:
 def configured(client: redis.Redis, **settings: object) -> Iterator[None]:
     """Change the server's settings for a while."""
     before = {
-        name: client.config_get(name.replace("_", "-"))[name.replace("_", "-")]  # type: ignore[index]
+        name: client.config_get(name.replace("_", "-"))[name.replace("_", "-")]
         for name in settings
     }
     for name, value in settings.items():
@@ -60,7 +60,7 @@ def configured(client: redis.Redis, **settings: object) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            client.config_set(name.replace("_", "-"), value)
+            client.config_set(name.replace("_", "-"), str(value))
 
 
 def test_a_batch_is_pipelined(broker: Broker, relay: Relay, client: redis.Redis) -> None:
@@ -145,12 +145,12 @@ def test_a_server_without_its_replicas_is_an_outage(
 
 def test_a_read_only_replica_is_an_outage(relay: Relay, client: redis.Redis) -> None:
     enqueue(3)
-    client.replicaof("127.0.0.1", "1")  # type: ignore[no-untyped-call]
+    client.replicaof("127.0.0.1", "1")
     try:
         with pytest.raises(BrokerUnavailable, match="ReadOnlyError"):
             relay.run_once()
     finally:
-        client.replicaof("no", "one")  # type: ignore[no-untyped-call]
+        client.replicaof("no", "one")
     assert set(messages.values_list("status", "attempts")) == {("pending", 0)}
     assert relay.run_once() == RelayResult(published=3)
 
@@ -169,7 +169,7 @@ def test_a_connection_that_the_server_closed_is_replaced(
 ) -> None:
     enqueue(1)
     assert relay.run_once() == RelayResult(published=1)
-    client.client_kill_filter(_type="normal", skipme=True)  # type: ignore[no-untyped-call]
+    client.client_kill_filter(_type="normal", skipme=True)
     rows = enqueue(10)
     assert relay.run_once() == RelayResult(published=10)
     assert {str(row.pk) for row in rows} <= set(arrivals(broker, "celery"))

@@ -6,8 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import current_app
+from django.core import checks
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+from django.db import connections
 
-from outbox.checks import check_window
+from outbox.checks import check_confirms, check_database, check_settings, check_window
 
 
 def texts() -> list[str]:
@@ -35,3 +40,73 @@ def test_a_window_shorter_than_the_redeliveries_is_refused(settings: Any) -> Non
 def test_redeliveries_for_ever_are_longer_than_any_window(settings: Any, redeliveries: int) -> None:
     settings.OUTBOX_MAX_REDELIVERIES = redeliveries
     assert texts()
+
+
+# The settings
+
+
+def test_known_settings_pass(settings: Any) -> None:
+    settings.OUTBOX_BATCH_SIZE = 100
+    settings.OUTBOX_POLL_INTERVAL = 0.5
+    assert check_settings(None) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("OUTBOX_BATCHSIZE", 5, "Did you mean OUTBOX_BATCH_SIZE?"),
+        ("OUTBOX_POLL_INTERVALL", 5, "Did you mean OUTBOX_POLL_INTERVAL?"),
+        ("OUTBOX_ZZZ", 5, "OUTBOX_ZZZ is not a setting of this app."),
+        ("OUTBOX_BATCH_SIZE", "500", "OUTBOX_BATCH_SIZE must be a value of type int, not '500'."),
+        ("OUTBOX_BATCH_SIZE", True, "OUTBOX_BATCH_SIZE must be"),
+        ("OUTBOX_POLL_INTERVAL", -1, "OUTBOX_POLL_INTERVAL must be greater than zero"),
+    ],
+)
+def test_a_setting_that_is_unknown_or_wrong_is_an_error(
+    name: str, value: object, told: str, settings: Any
+) -> None:
+    setattr(settings, name, value)
+    (error,) = check_settings(None)
+    assert error.id == "outbox.E001"
+    assert told in error.msg
+    with pytest.raises(SystemCheckError, match=name):
+        call_command("check")
+
+
+# The broker
+
+
+@pytest.mark.parametrize("url", ["amqp://h//", "pyamqp://h//", "amqps://h//", "amqp://a;amqp://b"])
+@pytest.mark.parametrize("options", [{}, {"confirm_publish": False}])
+def test_amqp_without_confirms_is_refused(
+    url: str, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    monkeypatch.setitem(current_app.conf, "broker_transport_options", options)
+    (error,) = check_confirms(None)
+    assert error.id == "outbox.E002"
+    assert "confirm_publish" in str(error.hint)
+
+
+@pytest.mark.parametrize("url", ["amqp://h//", "redis://h", "memory://"])
+def test_confirms_are_asked_of_amqp_only(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    options = {"confirm_publish": True} if url.startswith("amqp") else {}
+    monkeypatch.setitem(current_app.conf, "broker_transport_options", options)
+    assert check_confirms(None) == []
+
+
+# The database
+
+
+def test_postgresql_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_database(None) == []
+    assert check_database(None, databases=["default", "other"]) == []
+    monkeypatch.setattr(connections["other"], "vendor", "sqlite")
+    (error,) = check_database(None, databases=["default", "other"])
+    assert (error.id, "'other'" in error.msg) == ("outbox.E003", True)
+
+
+def test_the_checks_run_with_all_others() -> None:
+    registered: set[Any] = {*checks.registry.registry.get_checks()}
+    assert {check_settings, check_confirms, check_window, check_database} <= registered

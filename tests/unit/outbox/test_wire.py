@@ -403,7 +403,10 @@ def test_a_task_that_publishes_twice_is_refused() -> None:
         (Queue("unheard of"), "is not in task_queues"),
         (Queue("unheard of", Exchange("elsewhere"), "x"), "is not in task_queues"),
         (Queue("unheard of", Exchange("unheard of", type="topic"), "x.#"), "is not in task_queues"),
-        (Queue("unheard of", Exchange("unheard of"), "unheard of", max_length=3), "is not in task_queues"),
+        (
+            Queue("unheard of", Exchange("unheard of"), "unheard of", max_length=3),
+            "is not in task_queues",
+        ),
         (Queue("celery", Exchange("elsewhere"), "x"), "differs from the one in task_queues"),
         (Queue("celery", Exchange("celery"), "celery", max_length=3), "differs from the one"),
     ],

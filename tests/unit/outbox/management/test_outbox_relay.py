@@ -1,0 +1,125 @@
+"""The command in this process: one clear line for what is wrong. Processes: tests/integration."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connection, transaction
+
+from outbox.management.commands.outbox_relay import Command
+from outbox.models import OutboxMessage
+from outbox.relay import Relay
+from tests.unit.outbox.rows import MOMENT, message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.unit.outbox.conftest import MemoryBroker
+
+pytestmark = pytest.mark.django_db(databases=["default", "other"])
+messages = OutboxMessage.objects
+
+
+def relay_once(*arguments: str) -> str:
+    output = io.StringIO()
+    call_command("outbox_relay", "--once", *arguments, stdout=output)
+    return output.getvalue()
+
+
+def test_once_publishes_what_is_due_and_says_how_many(memory_broker: MemoryBroker) -> None:
+    for _ in range(5):
+        message()
+    message(expires_at=MOMENT)
+    told = relay_once("--batch-size", "2")
+    assert told == "published 5, refused for now 0, dead 0, expired 1\n"
+    assert len(memory_broker.ids()) == 5
+    assert relay_once() == "published 0, refused for now 0, dead 0, expired 0\n"
+
+
+def test_another_alias(memory_broker: MemoryBroker) -> None:
+    message()
+    message(using="other")
+    assert relay_once("--database", "other").startswith("published 1,")
+    assert messages.pending().count() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--database", "nowhere"], "There is no database 'nowhere' in DATABASES: default, other."),
+        (["--batch-size", "0"], "--batch-size must be at least 1, not 0."),
+        (["--batch-size", "-5"], "--batch-size must be at least 1, not -5."),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: list[str], line: str) -> None:
+    for mode in (["--once"], []):
+        with pytest.raises(CommandError) as caught:
+            call_command("outbox_relay", *mode, *arguments)
+        assert str(caught.value) == line
+
+
+def test_a_broker_that_is_away_is_one_line_and_counts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    message()
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://:secret@127.0.0.1:1/0")
+    with pytest.raises(CommandError) as caught:
+        relay_once()
+    told = str(caught.value)
+    assert told.startswith("no connection to the broker at redis://")
+    assert "\n" not in told
+    assert "secret" not in told
+    assert set(messages.values_list("status", "attempts")) == {("pending", 0)}
+
+
+def test_missing_tables_are_one_line_that_says_what_to_do() -> None:
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE outbox_outboxmessage RENAME TO elsewhere")
+        with pytest.raises(CommandError) as caught:
+            relay_once()
+        transaction.set_rollback(True)
+    told = str(caught.value)
+    assert "\n" not in told
+    assert told.startswith("Database 'default': relation \"outbox_outboxmessage\" does not exist")
+    assert told.endswith("Run manage.py migrate.")
+
+
+def test_a_wrong_setting_is_told_by_its_name(settings: Any) -> None:
+    settings.OUTBOX_BATCH_SIZE = "many"
+    with pytest.raises(CommandError, match="OUTBOX_BATCH_SIZE must be a value of type int"):
+        relay_once()
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_may_come_while_the_relay_looks_whether_to_stop(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A handler runs in the main thread, between two steps of whatever that does."""
+
+    class Waiting(Relay):
+        def run(self, stop: threading.Event | None = None) -> None:
+            assert stop is not None
+            with stop._cond:  # type: ignore[attr-defined]
+                signal.raise_signal(number)
+            assert stop.wait(10)
+
+    command = Command()
+    command._run(Waiting())
+    assert capsys.readouterr().out.splitlines()[-1] == "Stopped."

@@ -1,0 +1,125 @@
+"""Signals -> the message's row. tests/integration has the same with real workers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery.signals import task_failure
+from django.db import ProgrammingError, connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from idempotency.models import IdempotencyKey
+from idempotency.signals import executed, replayed
+from outbox.models import OutboxMessage
+from tests.project import tasks
+from tests.unit.outbox.rows import message, status_of
+
+pytestmark = pytest.mark.django_db(databases=["default", "other"])
+
+record: Any = tasks.record
+record_once: Any = tasks.record_once
+messages = OutboxMessage.objects
+
+
+@pytest.mark.parametrize("signal", [executed, replayed])
+def test_an_execution_and_its_duplicate_write_the_receipt(signal: Any) -> None:
+    row = message("published", record_once.s("x"))
+    record = IdempotencyKey(namespace="x", key="y")
+    signal.send(sender=IdempotencyKey, record=record, message_id=str(row.pk), using="default")
+    assert status_of(row) == "executed"
+
+
+def test_the_receipt_is_written_on_the_executions_alias() -> None:
+    here, there = message("published"), message("published", using="other")
+    for row in (here, there):
+        executed.send(sender=IdempotencyKey, record=None, message_id=str(row.pk), using="other")
+    there.refresh_from_db(using="other")
+    assert (status_of(here), there.status) == ("published", "executed")
+
+
+@pytest.mark.parametrize("message_id", ["", "custom-id", None])
+def test_an_execution_that_is_no_messages_is_none_of_our_business(message_id: Any) -> None:
+    row = message("published")
+    with CaptureQueriesContext(connection) as queries:
+        executed.send(sender=IdempotencyKey, record=None, message_id=message_id, using="default")
+    assert len(queries) == 0
+    assert status_of(row) == "published"
+
+
+def test_a_receipt_that_cannot_be_written_rolls_the_execution_back() -> None:
+    """send(), not send_robust(): effect and receipt are one transaction."""
+    row = message("published")
+
+    def execute() -> None:
+        with transaction.atomic():
+            with connection.cursor() as cursor:
+                cursor.execute("ALTER TABLE outbox_outboxmessage RENAME TO elsewhere")
+            executed.send(
+                sender=IdempotencyKey, record=None, message_id=str(row.pk), using="default"
+            )
+
+    with pytest.raises(ProgrammingError, match="does not exist"):
+        execute()
+    assert status_of(row) == "published"
+
+
+def fail_finally(task: Any, id: object, error: BaseException) -> None:
+    task_failure.send(sender=task, task_id=str(id), exception=error)
+
+
+@pytest.mark.parametrize("task", [record, record_once])
+def test_a_final_failure_is_recorded(task: Any) -> None:
+    row = message("published", task.s("x"))
+    fail_finally(task, row.pk, LookupError("no such order"))
+    row.refresh_from_db()
+    assert (row.status, row.errors[0]["error"]) == ("failed", "LookupError: no such order")
+
+
+def test_a_final_failure_is_recorded_where_the_message_was_published_from() -> None:
+    row = message("published", using="other")
+    record.push_request(headers={"published_from": "other"})
+    try:
+        fail_finally(record, row.pk, LookupError("x"))
+    finally:
+        record.pop_request()
+    row.refresh_from_db(using="other")
+    assert row.status == "failed"
+
+
+@pytest.mark.parametrize("id", ["custom-id", "", None, uuid4()])
+def test_a_failure_that_is_no_messages_is_none_of_our_business(id: object) -> None:
+    row = message("published")
+    fail_finally(record, id, LookupError("x"))
+    assert status_of(row) == "published"
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_that_has_no_text_is_recorded_all_the_same() -> None:
+    row = message("published")
+    fail_finally(record, row.pk, Unprintable())
+    row.refresh_from_db()
+    assert row.status == "failed"
+    assert row.errors[0]["error"].startswith("Unprintable")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_is_away_does_not_hide_the_tasks_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    row = message("published")
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE outbox_outboxmessage RENAME TO elsewhere")
+    try:
+        with caplog.at_level(logging.ERROR, "outbox.receipts"):
+            fail_finally(record, row.pk, LookupError("x"))
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE elsewhere RENAME TO outbox_outboxmessage")
+    assert f"Could not record that the task of message {row.pk} failed" in caplog.text
