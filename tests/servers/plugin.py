@@ -18,13 +18,17 @@ from tests.servers.missing import missing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# The address that a run chose for itself: a process of pytest-xdist inherits that of its parent,
+# and has a server of its own.
+CHOSEN = "TEST_CHOSEN_DATABASE_URL"
+
 _server = pytest.StashKey[PostgresServer]()
 _problem = pytest.StashKey[str]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]:
-    if "DATABASE_URL" not in os.environ:
+    if os.environ.get("DATABASE_URL") == os.environ.get(CHOSEN):
         try:
             server = PostgresServer(
                 bin_directory=os.environ.get("TEST_POSTGRES_BIN") or None,
@@ -35,7 +39,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Iterator[None]
         else:
             early_config.stash[_server] = server
             early_config.add_cleanup(server.close)
-            os.environ["DATABASE_URL"] = server.url
+            os.environ["DATABASE_URL"] = os.environ[CHOSEN] = server.url
     return (yield)
 
 
