@@ -21,7 +21,8 @@ def test_broker_forgets(system: System) -> None:
     worker.stop()
     forgotten = system.commit(f"forgotten-{n}" for n in range(EACH))
     system.await_published()
-    assert set(system.take_message_ids()) == set(forgotten)
+    # The stopped worker may have given back one that it had executed and not acknowledged.
+    assert set(system.take_message_ids()) >= set(forgotten)
 
     system.start_worker()
     system.await_executed()

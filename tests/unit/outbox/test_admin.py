@@ -294,7 +294,7 @@ INSERT INTO outbox_outboxmessage (
 SELECT
     gen_random_uuid(),
     CASE WHEN n % 5000 = 0 THEN 'shop.tasks.rare' ELSE 'shop.tasks.task_' || n % 7 END,
-    status, '', 'celery', 'celery', '{{}}', '{{}}', repeat('x', 100)::bytea,
+    status, '', 'celery', 'celery', '{{}}', '{{}}', repeat('x', 500)::bytea,
     CASE WHEN n % 10 = 0 THEN 'key ' || n ELSE '' END,
     CASE status WHEN 'pending' THEN created_at END,
     NULL, true, 0, '[]', created_at,
