@@ -30,7 +30,8 @@ def marked_before_publish() -> None:
             claim = messages.claim(conf.BATCH_SIZE, conf.BATCH_BYTES)
             messages.settle([message.id for message in claim])
         if claim:
-            self.publisher.publish([relay._outgoing(message) for message in claim], 10)
+            readable, _ = relay._outgoing(claim, self.using)
+            self.publisher.publish(readable, 10)
         return relay.RelayResult(published=len(claim))
 
     relay.Relay.run_once = run_once  # type: ignore[method-assign]
