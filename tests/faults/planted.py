@@ -7,34 +7,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.db import connections, transaction
+from django.db import connections
 
 from idempotency.querysets import IdempotencyKeyQuerySet
-from outbox import publisher, relay
-from outbox.conf import conf
+from outbox import publisher
 from outbox.models import OutboxMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 BUG = "PLANTED_BUG"
 
 
 def marked_before_publish() -> None:
     """The relay commits that it has published, then publishes."""
+    publish = publisher.Publisher.publish
 
-    def run_once(self: relay.Relay) -> relay.RelayResult:
-        self.publisher.connect()
-        messages = OutboxMessage.objects.using(self.using)
-        with transaction.atomic(using=self.using):
-            claim = messages.claim(conf.BATCH_SIZE, conf.BATCH_BYTES)
-            messages.settle([message.id for message in claim])
-        if claim:
-            readable, _ = relay._outgoing(claim, self.using)
-            self.publisher.publish(readable, 10)
-        return relay.RelayResult(published=len(claim))
+    def publish_marked(
+        self: publisher.Publisher, messages: Sequence[publisher.Outgoing], *args: Any
+    ) -> publisher.Published:
+        OutboxMessage.objects.settle([message.id for message in messages])
+        connections["default"].connection.commit()
+        return publish(self, messages, *args)
 
-    relay.Relay.run_once = run_once  # type: ignore[method-assign]
+    publisher.Publisher.publish = publish_marked  # type: ignore[assignment, method-assign]
 
 
 def no_confirms() -> None:

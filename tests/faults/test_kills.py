@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -136,8 +136,9 @@ def test_nothing_is_lost_or_doubled(system: System, seed: int, tell: Callable[[s
             for fault in draw(seed, VICTIMS, rounds=ROUNDS, messages=MESSAGES):
                 run.suffer(fault)
             # From here on nothing fails: everything that was committed must come to its end.
+            run.wait_for(lambda: all(map(Future.done, producers)), "producers do not end")
             for producer in producers:
-                producer.result(timeout=LOST_PATIENCE)
+                producer.result()
         finally:
             stop.set()
     run.finish()
