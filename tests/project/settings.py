@@ -81,7 +81,7 @@ CELERY_TASK_QUEUES = [
 def broker_transport_options(url: str) -> dict[str, object]:
     """The options that a broker needs: confirms on AMQP, a quick sweep of unacked on Redis."""
     if url.startswith("amqp"):
-        return {"confirm_publish": True}
+        return {"confirm_publish": not env.bool("TEST_UNCONFIRMED", default=False)}
     if url.startswith("redis"):
         # The interval is in seconds; the throttle is "each n-th time".
         return {

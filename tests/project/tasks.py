@@ -148,3 +148,22 @@ def show_relayed_at_autoretry(self: Task[..., Any]) -> None:
     if not self.request.retries:
         raise LookupError
     dump(self)
+
+
+@shared_task
+def call_show_relayed(rolls_back: bool) -> None:
+    """Call ``show_relayed`` and a chain of it in a transaction, and roll that back if asked."""
+    with transaction.atomic():
+        show_relayed.delay("child")
+        (show_relayed.s("first") | show_relayed.si("second")).delay()
+        transaction.set_rollback(rolls_back)
+
+
+@shared_task(bind=True, max_retries=1)
+@idempotent
+def record_once_at_retry(self: Task[..., Any], label: str) -> int:
+    """Guarded; retried once, then takes effect."""
+    if not self.request.retries:
+        take_effect(label)
+        raise self.retry(countdown=0)
+    return take_effect(label)

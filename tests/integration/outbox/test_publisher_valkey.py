@@ -51,8 +51,7 @@ def enqueue(number: int, **options: Any) -> list[OutboxMessage]:
 def configured(client: redis.Redis, **settings: object) -> Iterator[None]:
     """Change the server's settings for a while."""
     before = {
-        name: client.config_get(name.replace("_", "-"))[name.replace("_", "-")]
-        for name in settings
+        name: client.config_get(name.replace("_", "-"))[name.replace("_", "-")] for name in settings
     }
     for name, value in settings.items():
         client.config_set(name.replace("_", "-"), str(value))
