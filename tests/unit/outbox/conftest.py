@@ -7,11 +7,13 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from celery import current_app
 from kombu import pools
 from kombu.transport.memory import Channel
 
 from outbox.relay import Relay
 from tests.project.celery import app
+from tests.unit.outbox.wires import forget_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,35 @@ def relay(memory_broker: MemoryBroker) -> Iterator[Relay]:
     """A relay in this process to the memory broker."""
     with closing(Relay()) as relay:
         yield relay
+
+
+@pytest.fixture
+def amqp() -> Iterator[None]:
+    """The rules of AMQP: a URL that nobody connects to."""
+    before = os.environ.get("CELERY_BROKER_URL")
+    os.environ["CELERY_BROKER_URL"] = "amqp://guest@127.0.0.1:1//"
+    app: Any = current_app
+    app._after_fork()
+    try:
+        yield
+    finally:
+        os.environ.pop("CELERY_BROKER_URL")
+        if before is not None:
+            os.environ["CELERY_BROKER_URL"] = before
+        app._after_fork()
+
+
+@pytest.fixture
+def app_conf() -> Iterator[Any]:
+    """The app's settings, which may be changed: they are as before afterwards."""
+    conf: Any = current_app.conf
+    names = ("task_always_eager", "task_send_sent_event", "task_protocol", "result_backend")
+    before = {name: conf[name] for name in names}
+    try:
+        yield conf
+    finally:
+        conf.update(before)
+        forget_settings()
 
 
 def _forget() -> None:

@@ -1,0 +1,99 @@
+"""What a broker does not survive is refused at the enqueue."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+import pytest
+from celery import signature
+from kombu import Queue
+
+from outbox import wire
+from outbox.exceptions import UnserializableArgument
+from tests.unit.outbox.wires import NAME, build, record
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ({"x": float("nan")}, "only finite numbers"),
+        ({"x": float("-inf")}, "only finite numbers"),
+        ({"x": [1, {"y": float("inf")}]}, "only finite numbers"),
+        ({"x": Decimal("NaN")}, "only finite numbers"),
+        ({"x": 2**63}, "64 bits"),
+        ({"x": Decimal(2**31)}, "decimals of 31 bits"),
+        ({"x": Decimal("1E+2")}, "decimals of 31 bits"),
+        ({"x": Decimal("1E-256")}, "decimals of 31 bits"),
+        ({"x": UUID(int=1)}, "of type UUID"),
+        ({"x": datetime(2020, 1, 1).date()}, "of type date"),  # noqa: DTZ001
+        ({"x": object()}, "of type object"),
+        ({"x": "y" * 130_000}, "headers and properties are 130,"),
+        ({"x" * 256: 1}, "a name of 256 bytes"),
+        ({"x": {"ü" * 128: 1}}, "a name of 256 bytes"),
+        ({"x": {"__type__": "datetime", "__value__": "y"}}, "takes for a typed value"),
+        ({"x": [{"__type__": "y", "__value__": 1}]}, "takes for a typed value"),
+    ],
+)
+def test_a_header_that_amqp_cannot_carry_is_refused(
+    amqp: None, headers: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UnserializableArgument, match=problem) as caught:
+        build(record.s("x").set(headers=headers))
+    assert str(caught.value).startswith(f"{NAME}: header")
+
+
+@pytest.mark.parametrize(
+    ("headers", "problem"),
+    [
+        ({"x": float("nan")}, "only finite numbers"),
+        ({"x": object()}, "of type object"),
+        ({"x": {"__type__": "y", "__value__": 1}}, "takes for a typed value"),
+    ],
+)
+def test_a_header_that_redis_cannot_carry_is_refused(headers: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UnserializableArgument, match=problem):
+        build(record.s("x").set(headers=headers))
+
+
+def test_an_enumeration_in_a_header_is_its_number(amqp: None) -> None:
+    message = build(record.s("x").set(headers={"x": HTTPStatus.OK}, priority=HTTPStatus(100)))
+    assert wire.json_loads(wire.json_dumps(message.headers))["x"] == 200
+
+
+def test_redis_carries_what_kombu_encodes() -> None:
+    headers = {"id": UUID(int=1), "day": datetime(2020, 1, 1).date(), "price": Decimal("1E+2")}  # noqa: DTZ001
+    message = build(record.s("x").set(headers={"x": headers}))
+    assert wire.json_loads(wire.json_dumps(message.headers))["x"] == headers
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"priority": 256}, "'priority' is 256"),
+        ({"priority": -1}, "'priority' is -1"),
+        ({"priority": "high"}, None),
+        ({"reply_to": Queue("replies")}, "'reply_to' is of type Queue"),
+        ({"reply_to": "x" * 256}, "256 bytes"),
+        ({"correlation_id": 1.5}, "'correlation_id' is of type float"),
+        ({"routing_key": "x" * 256, "exchange": "y"}, "'routing key' .* 256 bytes"),
+        ({"exchange": "x" * 256, "routing_key": "y"}, "'exchange' .* 256 bytes"),
+        ({"queue": "x" * 256}, "256 bytes"),
+    ],
+)
+def test_a_property_that_amqp_cannot_carry_is_refused(
+    amqp: None, options: dict[str, Any], problem: str | None
+) -> None:
+    if problem is None:
+        build(record.s("x").set(**options))  # nothing is lost: text goes out as text
+        return
+    with pytest.raises(UnserializableArgument, match=problem):
+        build(record.s("x").set(**options))
+
+
+def test_a_tasks_name_that_the_table_cannot_hold_is_refused() -> None:
+    with pytest.raises(UnserializableArgument, match="256 bytes"):
+        build(signature("x" * 256))
