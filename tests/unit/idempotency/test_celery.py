@@ -31,8 +31,10 @@ def executing(task: Any, **request: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def unreachable() -> Iterator[Any]:
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A task of an app whose broker is away."""
+    # Celery prefers it to what an app is told.
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
     lonely = Celery(broker="amqp://guest@127.0.0.1:1//", set_as_current=False)
     lonely.conf.update(task_publish_retry=False, broker_transport_options={"max_retries": 0})
 
