@@ -11,6 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError, connections
 
+from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
 from outbox.relay import Relay
@@ -39,6 +40,8 @@ class Command(BaseCommand):
             )
         if batch_size is not None and batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
+        if problems := list(conf.problems()):
+            raise CommandError(" ".join(problems))
         try:
             OutboxMessage.objects.using(database).due().exists()
             relay = Relay(database, batch_size)

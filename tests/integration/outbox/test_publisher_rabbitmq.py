@@ -426,9 +426,14 @@ def test_a_connection_that_the_broker_closed_is_replaced(broker: Broker, relay: 
     enqueue(1)
     assert relay.run_once() == RelayResult(published=1)
     rabbitmq: Any = broker.server
-    wait_for(lambda: rabbitmq.api("GET", "connections"))
-    for opened in rabbitmq.api("GET", "connections"):
-        rabbitmq.api("DELETE", f"connections/{quote(opened['name'], safe='')}")
+    vhost = broker.url.rpartition("/")[2]
+
+    def connected() -> list[str]:
+        return [c["name"] for c in rabbitmq.api("GET", "connections") if c.get("vhost") == vhost]
+
+    wait_for(connected)
+    for name in connected():
+        rabbitmq.api("DELETE", f"connections/{quote(name, safe='')}")
     (row,) = enqueue(1)
     assert relay.run_once() == RelayResult(published=1)
     row.refresh_from_db()
