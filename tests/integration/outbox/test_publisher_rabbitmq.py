@@ -251,6 +251,15 @@ def test_what_the_relay_declares_is_what_a_worker_declares(broker: Broker, relay
             queue(opened.channel()).declare()  # a difference closes the channel
 
 
+def test_a_queue_that_is_there_without_its_exchange_gets_it(
+    broker: Broker, relay: Relay, channel: Any
+) -> None:
+    channel.queue_declare("topical", durable=True, auto_delete=False)
+    (row,) = enqueue(1, queue="topical", routing_key="topic.x")
+    assert relay.run_once() == RelayResult(published=1)
+    assert set(arrivals(broker, "topical")) == {str(row.pk)}
+
+
 def test_a_queue_that_is_declared_otherwise_is_used_as_it_is(
     broker: Broker, relay: Relay, channel: Any
 ) -> None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import chain, current_app, group, shared_task
+from celery import chain, current_app, group, shared_task, signature
 from celery.exceptions import MaxRetriesExceededError
 from django.db import transaction
 
@@ -65,9 +65,9 @@ def nothing_ran() -> None:
     ran.clear()
 
 
-def enqueue(signature: Any, **options: Any) -> OutboxMessage:
+def enqueue(target: Any, **options: Any) -> OutboxMessage:
     with transaction.atomic(using=options.get("using") or "default"):
-        message: OutboxMessage = messages.enqueue(signature, **options)
+        message: OutboxMessage = messages.enqueue(target, **options)
         return message
 
 
@@ -130,6 +130,21 @@ def test_a_failure_is_raised_and_recorded_and_the_rest_left() -> None:
     assert drain_outbox() == 1
 
 
+def test_a_failure_is_recorded_on_the_messages_alias() -> None:
+    failing = enqueue(fail.s("boom"), using="other")
+    with pytest.raises(RuntimeError, match="boom"):
+        drain_outbox(using="other")
+    failing.refresh_from_db(using="other")
+    assert failing.status == "failed"
+
+
+def test_a_task_that_this_process_does_not_know_fails() -> None:
+    failing = enqueue(signature("tests.unknown"))
+    with pytest.raises(KeyError):
+        drain_outbox()
+    assert status_of(failing) == "failed"
+
+
 def test_a_guarded_failure_leaves_nothing_behind() -> None:
     failing = enqueue(tasks.fail_guarded.s("boom"))
     with pytest.raises(RuntimeError, match="boom"):
@@ -147,7 +162,7 @@ def test_retries_run_at_once_until_they_are_used_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signature", "args"),
+    ("make", "args"),
     [
         (lambda: note.s("1").set(link=note.s("2")), [("1",), ("noted 1", "2")]),
         (lambda: note.s("1").set(link=[note.si("2"), note.si("3")]), [("1",), ("2",), ("3",)]),
@@ -178,9 +193,9 @@ def test_retries_run_at_once_until_they_are_used_up() -> None:
     ],
 )
 def test_callbacks_and_chains_run_as_in_a_worker(
-    signature: Any, args: list[Any], memory_broker: MemoryBroker
+    make: Any, args: list[Any], memory_broker: MemoryBroker
 ) -> None:
-    enqueue(signature())
+    enqueue(make())
     assert drain_outbox() == 1
     assert [got for got, _ in ran] == args
     assert memory_broker.queue() == []  # and nothing of it went to a broker

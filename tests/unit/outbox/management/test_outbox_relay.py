@@ -98,10 +98,19 @@ def test_a_wrong_setting_is_told_by_its_name(settings: Any) -> None:
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Handlers may be set; what hangs in the main thread ends after ten seconds."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def hangs(number: int, frame: object) -> None:
+        raise TimeoutError("it hangs")
+
+    signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(10)
     try:
         yield
     finally:
+        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
 

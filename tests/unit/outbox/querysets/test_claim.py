@@ -143,6 +143,7 @@ def other_connection(transactional_db: None) -> Iterator[Any]:
 def claim_on(other: Any) -> list[Any]:
     """What a relay on another connection would get now; it holds it until it is rolled back."""
     with other.cursor() as cursor:
+        cursor.execute("SET lock_timeout = '5s'")  # to fail, and not to hang
         cursor.execute("BEGIN")
         cursor.execute(claim_sql())
         return [row[0] for row in cursor]
