@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Task
 from celery.result import AsyncResult
@@ -13,7 +13,13 @@ from outbox.exceptions import UnsupportedSignature
 from outbox.models import OutboxMessage
 
 
-class OutboxTask(Task[Any, Any]):
+if TYPE_CHECKING:
+    BaseTask = Task[Any, Any]
+else:
+    BaseTask = Task  # Celery 5.5 knows no subscript
+
+
+class OutboxTask(BaseTask):
     """``@shared_task(base=OutboxTask)``, or ``Celery(task_cls=OutboxTask)`` for every task.
 
     A call writes a message in the current transaction, opening one where there is none, and

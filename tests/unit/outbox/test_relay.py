@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.signals import after_task_publish, before_task_publish
 from django.db import connection, connections, transaction
 from django.test import override_settings
 
@@ -147,6 +148,24 @@ def test_a_row_that_cannot_be_read_is_dead_and_stops_nobody(
     assert relay.run_once() == RelayResult(published=1, dead=2)
     assert memory_broker.ids() == [str(rows[2].pk)]
     assert caplog.text.count("the row cannot be read") == 2
+
+
+def test_celerys_signals_belong_to_the_enqueue(relay: Relay) -> None:
+    fired: list[str] = []
+
+    def note(headers: dict[str, Any], **kwargs: Any) -> None:
+        fired.append(headers["id"])
+
+    for sent in (before_task_publish, after_task_publish):
+        sent.connect(note)
+    try:
+        (row,) = enqueue(1)
+        assert fired == [str(row.pk)] * 2
+        assert relay.run_once() == RelayResult(published=1)
+        assert fired == [str(row.pk)] * 2
+    finally:
+        for sent in (before_task_publish, after_task_publish):
+            sent.disconnect(note)
 
 
 # Redelivery

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import chain, current_app, group
+from celery._state import task_join_will_block  # type: ignore[attr-defined]
 from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
 from kombu.exceptions import ContentDisallowed
@@ -169,6 +170,21 @@ def test_signals_fire_once_and_together() -> None:
         after_task_publish.disconnect(after)
     assert fired == [("before", message.headers["id"]), ("after", message.headers["id"])]
     assert message.headers["traced"] == "yes"
+
+
+def test_other_threads_may_wait_for_results_meanwhile() -> None:
+    """Celery's switch that forbids it is one for the whole process."""
+    blocked: list[bool] = []
+
+    def look(**kwargs: Any) -> None:
+        blocked.append(task_join_will_block())
+
+    before_task_publish.connect(look)
+    try:
+        build(chain(record.s("x"), group(record.si("y"), record.si("z"))))
+    finally:
+        before_task_publish.disconnect(look)
+    assert blocked == [False]
 
 
 def test_a_sent_event_is_not_the_message(app_conf: Any) -> None:
