@@ -12,7 +12,6 @@ from outbox import wire
 from outbox.exceptions import UnsupportedSignature
 from outbox.models import OutboxMessage
 
-
 if TYPE_CHECKING:
     BaseTask = Task[Any, Any]
 else:

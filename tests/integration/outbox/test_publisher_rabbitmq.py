@@ -127,7 +127,7 @@ POISONS: dict[str, tuple[Callable[[OutboxMessage], object], str, bool]] = {
     ),
     "a property that AMQP has no room for": (
         lambda row: change(row, properties={**row.properties, "priority": 1000}),
-        "ubyte format",
+        "format requires",
         True,
     ),
     "headers that are not JSON": (
