@@ -27,7 +27,7 @@ from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
 from outbox.publisher import Outgoing, Published, Publisher, Refused
-from outbox.querysets import ClaimedMessage, Refusal
+from outbox.relay_querysets import ClaimedMessage, Refusal
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 from django.db import transaction
 
 from outbox.models import OutboxMessage
-from outbox.querysets import Refusal
+from outbox.relay_querysets import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

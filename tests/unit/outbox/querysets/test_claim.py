@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from outbox import querysets
 from outbox.models import OutboxMessage
-from outbox.querysets import Refusal
+from outbox.relay_querysets import Refusal
 from tests.project import tasks
 from tests.unit.outbox.rows import MOMENT, message
 

@@ -11,7 +11,7 @@ from django.test import override_settings
 from django.utils import timezone
 
 from outbox.models import OutboxMessage
-from outbox.querysets import ERROR_LENGTH, KEPT_ERRORS, Refusal
+from outbox.relay_querysets import ERROR_LENGTH, KEPT_ERRORS, Refusal
 from tests.helpers import wait_for
 from tests.project import tasks
 from tests.unit.outbox.rows import MOMENT, message, status_of

@@ -1,0 +1,209 @@
+"""The relay's SQL: claim, settle, refuse. It takes rows by their state and age, not by a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.db import connections, models
+
+from outbox.conf import conf
+
+if TYPE_CHECKING:
+    from outbox.models import OutboxMessage
+
+KEPT_ERRORS = 20
+ERROR_LENGTH = 1000
+TRANSACTION_TIMEOUT_SINCE = 170000
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedMessage:
+    """A row that this transaction has locked, with the moments that the database's clock tells."""
+
+    id: UUID
+    task: str
+    exchange: str
+    routing_key: str
+    queue: str
+    headers: str
+    properties: str
+    body: bytes
+    expires_at: datetime | None
+    expires_in: float | None
+    claimed_at: datetime
+    # It was published before and its receipt has not come.
+    redelivery: bool
+    # A message of the same queue that was published after it has its receipt.
+    overtaken: bool
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_in is not None and self.expires_in <= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the broker did not take one message, and whether another attempt could change that."""
+
+    id: UUID
+    error: str
+    permanent: bool = False
+
+
+if TYPE_CHECKING:
+    QuerySet = models.QuerySet[OutboxMessage]
+else:
+    QuerySet = models.QuerySet
+
+
+class RelayQuerySet(QuerySet):
+    """``OutboxMessage.objects.using(alias)``: what a relay does to the table of one alias."""
+
+    def limit_transaction(self, claim_timeout: timedelta) -> None:
+        """Let the server end this transaction when its client hangs, stops reading or is paused."""
+        connection = connections[self.db]
+        names = ["idle_in_transaction_session_timeout", "tcp_user_timeout"]
+        if connection.pg_version >= TRANSACTION_TIMEOUT_SINCE:  # type: ignore[attr-defined]
+            names.append("transaction_timeout")
+        milliseconds = str(int(claim_timeout.total_seconds() * 1000))
+        calls = ", ".join(["set_config(%s, %s, true)"] * len(names))
+        with connection.cursor() as cursor:
+            cursor.execute(f"SELECT {calls}", [x for name in names for x in (name, milliseconds)])
+
+    def claim(self, rows: int, body_bytes: int) -> list[ClaimedMessage]:
+        """Lock the messages that have been due longest, bounded in rows and in bytes of bodies.
+
+        Rows that another relay holds are skipped. The claim lasts as long as the transaction.
+        """
+        parameters: Any = [rows, conf.CLAIM_TIMEOUT, body_bytes]
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(CLAIM, parameters)
+            return [ClaimedMessage(*row) for row in cursor]
+
+    def settle(self, confirmed: Iterable[UUID]) -> int:
+        """Mark claimed messages as published; those that await a receipt are looked at again."""
+        parameters = {
+            "ids": list(confirmed),
+            "redeliver_after": conf.REDELIVER_AFTER,
+            "max_redeliveries": conf.MAX_REDELIVERIES,
+        }
+        return self._execute(SETTLE, parameters)
+
+    def postpone(self, waiting: Iterable[UUID]) -> int:
+        """Look again later at claimed messages that may still be waiting in their queue."""
+        return self._execute(POSTPONE, [conf.REDELIVER_AFTER, list(waiting)])
+
+    def expire(self, expired: Iterable[UUID]) -> int:
+        """Mark claimed messages as expired: their moment passed before they were published."""
+        return self._execute(EXPIRE, [list(expired)])
+
+    def refuse(self, refusals: Sequence[Refusal]) -> int:
+        """Count a failed attempt on claimed messages; returns how many of them are dead now."""
+        parameters: Any = {
+            "ids": [refusal.id for refusal in refusals],
+            "errors": [storable_text(refusal.error) for refusal in refusals],
+            "permanent": [refusal.permanent for refusal in refusals],
+            "max_attempts": conf.MAX_ATTEMPTS,
+            "base": conf.BACKOFF_BASE,
+            "cap": conf.BACKOFF_MAX,
+            "kept": KEPT_ERRORS,
+        }
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(REFUSE, parameters)
+            return sum(status == "dead" for (status,) in cursor)
+
+    def _execute(self, sql: str, parameters: Any) -> int:
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return int(cursor.rowcount)
+
+
+def storable_text(error: str) -> str:
+    text = error.encode("utf-8", "replace").decode().replace("\0", "")
+    return text[:ERROR_LENGTH]
+
+
+APPEND_ERROR = """
+    CASE WHEN jsonb_array_length(errors) >= %(kept)s THEN errors - 0 ELSE errors END
+    || jsonb_build_array(
+        jsonb_build_object('at', clock_timestamp(), 'attempt', {attempt}, 'error', {error})
+    )
+"""
+
+# statement_timestamp(), because clock_timestamp() is volatile and never an index condition.
+# published_at is the moment of the settling, up to a claim's length after the publish: batches of
+# two relays that differ by less may lie in the queue in any order.
+CLAIM = """
+WITH locked AS (
+    SELECT *
+    FROM outbox_outboxmessage
+    WHERE available_at <= statement_timestamp()
+    ORDER BY available_at, id
+    LIMIT %s
+    FOR UPDATE SKIP LOCKED
+), bounded AS (
+    SELECT *,
+        sum(octet_length(body)) OVER (ORDER BY available_at, id) - octet_length(body)
+            AS bytes_before
+    FROM locked
+)
+SELECT id, task, exchange, routing_key, queue, headers, properties, body, expires_at,
+    extract(epoch FROM expires_at - clock_timestamp())::float8, clock_timestamp(),
+    status = 'published',
+    CASE WHEN status = 'published' THEN EXISTS (
+        SELECT FROM outbox_outboxmessage AS later
+        WHERE later.status = 'executed' AND later.created_at > bounded.created_at
+            AND later.queue = bounded.queue AND later.published_at > bounded.published_at + %s
+    ) ELSE false END
+FROM bounded
+WHERE bytes_before = 0 OR bytes_before < %s
+ORDER BY available_at, id
+"""
+
+SETTLE = """
+UPDATE outbox_outboxmessage
+SET status = 'published', published_at = clock_timestamp(),
+    redeliveries = redeliveries + (status = 'published')::int,
+    available_at = CASE
+        WHEN awaits_receipt AND redeliveries + (status = 'published')::int < %(max_redeliveries)s
+        THEN clock_timestamp()
+            + %(redeliver_after)s * power(2, redeliveries + (status = 'published')::int)
+    END
+WHERE id = ANY(%(ids)s) AND status IN ('pending', 'published')
+"""
+
+POSTPONE = """
+UPDATE outbox_outboxmessage
+SET available_at = clock_timestamp() + %s
+WHERE id = ANY(%s) AND status = 'published'
+"""
+
+EXPIRE = """
+UPDATE outbox_outboxmessage
+SET status = 'expired', available_at = NULL
+WHERE id = ANY(%s) AND status IN ('pending', 'published')
+"""
+
+# The wait is drawn from 0 to the bound, "full jitter", so that many messages do not come back at
+# once: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+REFUSE = f"""
+UPDATE outbox_outboxmessage AS message
+SET attempts = attempts + 1,
+    errors = {APPEND_ERROR.format(attempt="attempts + 1", error="refusal.error")},
+    status = CASE WHEN dies AND status = 'pending' THEN 'dead' ELSE status END,
+    available_at = CASE WHEN NOT dies THEN
+        clock_timestamp() + random() * least(%(cap)s, %(base)s * power(2, least(attempts, 30)))
+    END
+FROM (
+    SELECT refused.id, error, permanent OR locked.attempts + 1 >= %(max_attempts)s AS dies
+    FROM unnest(%(ids)s::uuid[], %(errors)s::text[], %(permanent)s::bool[])
+        AS refused (id, error, permanent)
+    JOIN outbox_outboxmessage AS locked USING (id)
+) AS refusal
+WHERE message.id = refusal.id AND message.status IN ('pending', 'published')
+RETURNING message.status
+"""
