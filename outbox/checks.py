@@ -9,9 +9,11 @@ from typing import Any
 from celery import current_app
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, Error, Tags, register
+from django.core.checks import Warning as CheckWarning
 from django.db import connections, router
 
 from idempotency.checks import WINDOW, guarded_tasks, too_short
+from idempotency.conf import conf as idempotency_conf
 from outbox.conf import conf
 
 
@@ -57,6 +59,22 @@ def check_window(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iter
             "or redeliver sooner or less often",
             "outbox.E004",
         )
+
+
+@register(Tags.compatibility)
+def check_retention(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """A message is there for as long as a duplicate of it may come."""
+    if conf.RETENTION >= idempotency_conf.TTL:
+        return []
+    return [
+        CheckWarning(
+            f"Messages are purged {conf.RETENTION} after they were executed, and their duplicates "
+            f"are recognised for {idempotency_conf.TTL}: in between nobody can look up what became "
+            "of a message.",
+            hint="Set OUTBOX_RETENTION (seconds or timedelta) to IDEMPOTENCY_TTL or more.",
+            id="outbox.W001",
+        )
+    ]
 
 
 @register(Tags.database)

@@ -53,5 +53,13 @@ class OutboxSettings(AppSettings):
     BACKOFF_MAX: timedelta = timedelta(minutes=10)
     """The largest upper bound of the wait between two attempts, and between two connections."""
 
+    RETENTION: timedelta = timedelta(days=30)
+    """How long a message is kept that is over: ``outbox_purge`` and the task ``outbox.purge``
+    delete it then. Messages that wait for something or somebody are kept.
+
+    Longer than ``IDEMPOTENCY_TTL``: for so long duplicates come, and somebody may ask what became
+    of their message.
+    """
+
 
 conf = OutboxSettings()

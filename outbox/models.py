@@ -114,6 +114,8 @@ class OutboxMessage(models.Model):
 
     class Meta:
         verbose_name = _("outbox message")
+        # Messages are enqueued, moved and purged; nobody adds, changes or deletes one by hand.
+        default_permissions = ("view",)
         permissions: ClassVar = [
             ("retry_outboxmessage", _("Can retry outbox messages")),
             ("retry_late_outboxmessage", _("Can retry outbox messages older than the window")),
@@ -137,6 +139,13 @@ class OutboxMessage(models.Model):
                 "id",
                 name="outbox_receipt_outstanding",
                 condition=Q(status="published", awaits_receipt=True),
+            ),
+            # Empty, unless something is wrong.
+            models.Index(
+                "created_at",
+                "id",
+                name="outbox_stuck",
+                condition=Q(status="published", awaits_receipt=True, available_at__isnull=True),
             ),
         ]
         constraints: ClassVar = [

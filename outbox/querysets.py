@@ -29,6 +29,9 @@ INSERTED_ROWS = 5000
 RETRYABLE = ("dead", "failed", "expired")
 STUCK = Q(status="published", awaits_receipt=True, available_at=None)
 DISCARDABLE = ("pending", "dead", "failed")
+# Nobody waits for these, and no relay; a published message that awaits a receipt is not among them.
+FINISHED = ("executed", "published", "discarded")
+PURGEABLE = (*FINISHED, *RETRYABLE)
 
 
 class OutboxQuerySet(RelayQuerySet):
@@ -111,6 +114,36 @@ class OutboxQuerySet(RelayQuerySet):
         A row that a relay holds at this moment is skipped. Returns how many moved.
         """
         return self._move(Q(status__in=DISCARDABLE), status="discarded", available_at=None)
+
+    def purge(
+        self, older_than: timedelta, batch_size: int = 1000, states: Iterable[str] = FINISHED
+    ) -> int:
+        """Delete at most ``batch_size`` messages; return how many. Call it until that is 0.
+
+        Those of this queryset that have been in one of ``states`` for longer than ``older_than``:
+        by default executed, discarded, and published without a receipt to wait for. Dead, failed
+        and expired ones wait for a person and go only where ``states`` names them. Never deleted:
+        a pending message; one whose receipt is outstanding; one with a key before
+        ``IDEMPOTENCY_TTL`` is over, because the key could be enqueued again; one that is held.
+
+        Raises ``ValueError`` for another state.
+        """
+        names = list(dict.fromkeys(states))
+        if unknown := set(names) - set(PURGEABLE):
+            raise ValueError(
+                f"{', '.join(sorted(unknown))}: not a state that is purged, which are "
+                f"{', '.join(PURGEABLE)}. A pending message must be discarded first."
+            )
+        alias = self._db or router.db_for_write(self.model)
+        deleted = 0
+        with transaction.atomic(using=alias):
+            # Each state by itself, oldest first: so the index serves it, whatever the statistics.
+            for name in names:
+                rows = self.using(alias).filter(_over_since(older_than), status=name)
+                free = rows.order_by("created_at", "pk").select_for_update(skip_locked=True)
+                ids = list(free.values_list("pk", flat=True)[: batch_size - deleted])
+                deleted += self.using(alias).filter(pk__in=ids).delete()[0]
+        return deleted
 
     def _move(self, states: Q, **changes: Any) -> int:
         alias = self._db or router.db_for_write(self.model)
@@ -262,6 +295,19 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
 def _older_than_window() -> Q:
     # From its creation on, because nobody knows which of its deliveries was executed.
     return Q(published_at__isnull=False, created_at__lt=Now() - idempotency_conf.TTL)
+
+
+def _over_since(age: timedelta) -> Q:
+    """Over for so long: since the last that is known of it, and never before it was created."""
+    outstanding = Q(status="published", awaits_receipt=True)
+    key_is_open = ~Q(key="") & Q(created_at__gte=Now() - idempotency_conf.TTL)
+    return (
+        Q(created_at__lt=Now() - age)
+        & ~Q(executed_at__gte=Now() - age)
+        & ~Q(published_at__gte=Now() - age)
+        & ~outstanding
+        & ~key_is_open
+    )
 
 
 def _write(drafts: list[tuple[OutboxMessage, Any]], alias: str) -> dict[UUID, Any]:

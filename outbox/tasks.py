@@ -1,9 +1,15 @@
-"""The Celery task for beat, for projects that do not run ``manage.py outbox_relay``."""
+"""The Celery tasks for beat, for projects that do not run the commands of these names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
+
 from celery import shared_task
 
+from outbox.conf import conf
+from outbox.models import OutboxMessage
+from outbox.querysets import FINISHED
 from outbox.relay import Relay
 
 
@@ -18,3 +24,28 @@ def relay(using: str = "default") -> int:
         return drain.drain().published
     finally:
         drain.close()
+
+
+@shared_task(name="outbox.purge", ignore_result=True)
+def purge(
+    using: str = "default",
+    states: Sequence[str] = FINISHED,
+    older_than: float | None = None,
+    batch_size: int = 1000,
+    max_batches: int = 100,
+) -> int:
+    """Delete messages of one database alias that have been over for long enough; return how many.
+
+    ``older_than``: seconds, ``OUTBOX_RETENTION`` unless given. Dead, failed and expired messages
+    go only where ``states`` names them. At most ``max_batches`` transactions of ``batch_size``
+    rows: the next run goes on. Raises ``ValueError`` for a state that is not purged.
+    """
+    age = conf.RETENTION if older_than is None else timedelta(seconds=older_than)
+    messages = OutboxMessage.objects.using(using)
+    deleted = 0
+    for _ in range(max_batches):
+        batch = messages.purge(age, batch_size, states)
+        deleted += batch
+        if batch < batch_size:
+            break
+    return deleted

@@ -121,5 +121,6 @@ GUIDE_REDIS_URL = env.str("GUIDE_REDIS_URL", default="redis://127.0.0.1:6379/1")
 # beat can do its work, with this as the added delay.
 CELERY_BEAT_SCHEDULE = {
     "outbox-relay": {"task": "outbox.relay", "schedule": 1.0},
+    "outbox-purge": {"task": "outbox.purge", "schedule": 600.0},
     "idempotency-purge": {"task": "idempotency.purge", "schedule": 600.0},
 }

@@ -103,6 +103,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name": "outbox message",
+                "default_permissions": ("view",),
                 "permissions": [
                     ("retry_outboxmessage", "Can retry outbox messages"),
                     (
@@ -136,6 +137,16 @@ class Migration(migrations.Migration):
                         models.F("id"),
                         condition=models.Q(("awaits_receipt", True), ("status", "published")),
                         name="outbox_receipt_outstanding",
+                    ),
+                    models.Index(
+                        models.F("created_at"),
+                        models.F("id"),
+                        condition=models.Q(
+                            ("available_at__isnull", True),
+                            ("awaits_receipt", True),
+                            ("status", "published"),
+                        ),
+                        name="outbox_stuck",
                     ),
                 ],
                 "constraints": [

@@ -12,7 +12,13 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
 
-from outbox.checks import check_confirms, check_database, check_settings, check_window
+from outbox.checks import (
+    check_confirms,
+    check_database,
+    check_retention,
+    check_settings,
+    check_window,
+)
 
 
 def texts() -> list[str]:
@@ -40,6 +46,16 @@ def test_a_window_shorter_than_the_redeliveries_is_refused(settings: Any) -> Non
 def test_redeliveries_for_ever_are_longer_than_any_window(settings: Any, redeliveries: int) -> None:
     settings.OUTBOX_MAX_REDELIVERIES = redeliveries
     assert texts()
+
+
+@pytest.mark.parametrize(("days", "told"), [(6, 1), (7, 0), (30, 0)])
+def test_a_retention_shorter_than_the_window_is_told(settings: Any, days: int, told: int) -> None:
+    settings.OUTBOX_RETENTION = timedelta(days=days)
+    warnings = check_retention(None)
+    assert [warning.id for warning in warnings] == ["outbox.W001"] * told
+    for warning in warnings:
+        assert "6 days, 0:00:00" in warning.msg
+        assert "7 days, 0:00:00" in warning.msg
 
 
 # The settings
@@ -109,4 +125,5 @@ def test_postgresql_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_checks_run_with_all_others() -> None:
     registered: set[Any] = {*checks.registry.registry.get_checks()}
-    assert {check_settings, check_confirms, check_window, check_database} <= registered
+    expected = {check_settings, check_confirms, check_window, check_retention, check_database}
+    assert expected <= registered
