@@ -35,6 +35,11 @@ SELECT gen_random_uuid(), 'tests.project.tasks.record', 'published', '', 'celery
 FROM generate_series(1, %s) AS n
 """
 
+MOVE_OLD_ROWS = """
+UPDATE outbox_outboxmessage SET status = %s, available_at = %s, published_at = %s
+WHERE created_at < now()
+"""
+
 
 def claim(rows: int = 500, body_bytes: int = 10**6) -> list[Any]:
     return [claimed.id for claimed in messages.claim(rows, body_bytes)]
@@ -233,6 +238,26 @@ def test_the_index_serves_the_claim_among_200_000_published() -> None:
     due = message()
     assert_served_by_the_index(plan())
     assert claim() == [due.pk]
+
+
+def test_the_index_serves_the_claim_with_the_statistics_of_an_empty_table() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE outbox_outboxmessage")
+        cursor.execute(PUBLISHED_ROWS, [200_000])
+    due = [message().pk for _ in range(20)]
+    assert_served_by_the_index(plan())
+    assert claim() == due
+
+
+def test_the_index_serves_the_claim_with_the_statistics_of_a_backlog() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(PUBLISHED_ROWS, [20_000])
+        cursor.execute(MOVE_OLD_ROWS, ["pending", MOMENT, None])
+        cursor.execute("ANALYZE outbox_outboxmessage")
+        cursor.execute(MOVE_OLD_ROWS, ["published", None, MOMENT])
+    due = [message().pk for _ in range(20)]
+    assert_served_by_the_index(plan())
+    assert claim() == due
 
 
 # Bounded in time
