@@ -56,6 +56,8 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 DATABASES = {"default": env.db("DATABASE_URL", default="postgres:///outbox")}
 DATABASES["other"] = {**DATABASES["default"], "NAME": f"{DATABASES['default']['NAME']}_other"}
+if "OTHER_DATABASE_URL" in env:
+    DATABASES["other"] = env.db("OTHER_DATABASE_URL")
 
 # Read by Django 6.1 and later; before, the test runner sets the backend.
 MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
@@ -69,7 +71,7 @@ CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_TASK_ACKS_LATE = True
 CELERY_TASK_REJECT_ON_WORKER_LOST = True
 CELERY_WORKER_PREFETCH_MULTIPLIER = 4
-CELERY_DB_REUSE_MAX = 100
+CELERY_DB_REUSE_MAX = env.int("TEST_DB_REUSE_MAX", default=100)
 CELERY_ACCEPT_CONTENT = env.list("TEST_ACCEPT_CONTENT", default=["json"])
 CELERY_TASK_QUEUES = [
     Queue("celery", Exchange("celery"), "celery"),

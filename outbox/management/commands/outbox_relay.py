@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, Error, ProgrammingError, connections
+from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, ProgrammingError, connections
 
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
+from outbox.liveness import Liveness
 from outbox.models import OutboxMessage
 from outbox.relay import Relay
 
@@ -26,46 +32,96 @@ class Command(BaseCommand):
             "--once", action="store_true", help="Publish what is due, then exit; 1 if it could not."
         )
         parser.add_argument(
-            "--database", default=DEFAULT_DB_ALIAS, help="The database alias to publish from."
+            "--database",
+            dest="databases",
+            metavar="ALIAS",
+            action="append",
+            help="The database alias to publish from. May be given more than once: each has a "
+            f"thread and connections of its own (default: {DEFAULT_DB_ALIAS}).",
         )
         parser.add_argument(
             "--batch-size", type=int, help="Most messages in a batch (default: OUTBOX_BATCH_SIZE)."
         )
+        parser.add_argument(
+            "--liveness-file",
+            metavar="PATH",
+            help="A file whose modification time tells when the relay last went round.",
+        )
 
-    def handle(self, *args: Any, once: bool, database: str, **options: Any) -> None:
+    def handle(
+        self, *args: Any, once: bool, databases: Sequence[str] | None, **options: Any
+    ) -> None:
         batch_size: int | None = options["batch_size"]
-        if database not in connections:
-            raise CommandError(
-                f"There is no database {database!r} in DATABASES: {', '.join(connections)}."
-            )
+        aliases = list(dict.fromkeys(databases or [DEFAULT_DB_ALIAS]))
+        for alias in aliases:
+            if alias not in connections:
+                raise CommandError(
+                    f"There is no database {alias!r} in DATABASES: {', '.join(connections)}."
+                )
         if batch_size is not None and batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
         if problems := list(conf.problems()):
             raise CommandError(" ".join(problems))
-        try:
-            OutboxMessage.objects.using(database).due().exists()
-            relay = Relay(database, batch_size)
-            if once:
-                self._drain(relay)
-            else:
-                self._run(relay)
-        except (Error, ImproperlyConfigured) as error:
-            raise CommandError(f"Database {database!r}: {_one_line(error)}") from error
+        relays = [Relay(alias, batch_size) for alias in aliases]
+        if once:
+            self._drain(relays)
+        else:
+            self._run(relays, options["liveness_file"])
 
-    def _drain(self, relay: Relay) -> None:
+    def _drain(self, relays: Sequence[Relay]) -> None:
+        """One after the other; what is wrong with one does not keep the next from its turn."""
+        problems = []
+        for relay in relays:
+            prefix = f"{relay.using}: " if len(relays) > 1 else ""
+            try:
+                with _database_errors(relay):
+                    result = relay.drain()
+            except (CommandError, BrokerUnavailable) as error:
+                problems.append(f"{prefix}{error}")
+            else:
+                self.stdout.write(
+                    f"{prefix}published {result.published}, refused for now {result.failed}, "
+                    f"dead {result.dead}, expired {result.expired}"
+                )
+            finally:
+                relay.close()
+        if problems:
+            raise CommandError("\n".join(problems))
+
+    def _run(self, relays: Sequence[Relay], liveness_file: str | None) -> None:
+        beat = _beat(liveness_file, relays)
+        stops = [_Stop(partial(beat, relay.using)) for relay in relays]
+        self._stop_on_signals(stops)
+        with ThreadPoolExecutor(len(relays)) as pool:
+            running = [
+                pool.submit(self._relay, relay, stop, alone=len(relays) == 1)
+                for relay, stop in zip(relays, stops, strict=True)
+            ]
+            wait(running, return_when=FIRST_EXCEPTION)
+            for stop in stops:
+                stop.set()
+        for ended in running:
+            ended.result()
+        self.stdout.write("Stopped.")
+
+    def _relay(self, relay: Relay, stop: threading.Event, *, alone: bool) -> None:
+        """Run in a thread of its own, which has connections of its own."""
         try:
-            result = relay.drain()
-        except BrokerUnavailable as error:
-            raise CommandError(str(error)) from error
+            try:
+                with _database_errors(relay):
+                    OutboxMessage.objects.using(relay.using).due().exists()
+            except _Unavailable:
+                # Beside others it is an outage: they go on, and so does this one when it is over.
+                if alone:
+                    raise
+            self.stdout.write(f"Relaying messages of database {relay.using!r}.")
+            with _database_errors(relay):
+                relay.run(stop)
         finally:
             relay.close()
-        self.stdout.write(
-            f"published {result.published}, refused for now {result.failed}, "
-            f"dead {result.dead}, expired {result.expired}"
-        )
+            connections.close_all()
 
-    def _run(self, relay: Relay) -> None:
-        stop = threading.Event()
+    def _stop_on_signals(self, stops: Sequence[threading.Event]) -> None:
         signals: list[int] = []
 
         def handle_signal(number: int, frame: object) -> None:
@@ -73,17 +129,46 @@ class Command(BaseCommand):
                 # The second one: leave at once. The server lets go of the rows.
                 os._exit(128 + number)
             signals.append(number)
-            # Not from here: the relay may be waiting for the event, and holds its lock then.
-            threading.Thread(target=stop.set).start()
+            for stop in stops:
+                stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle_signal)
-        self.stdout.write(f"Relaying messages of database {relay.using!r}.")
-        try:
-            relay.run(stop)
-        finally:
-            relay.close()
-        self.stdout.write("Stopped.")
+
+
+class _Stop(threading.Event):
+    """A relay asks it in each round whether to stop, which tells that the relay goes round."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        super().__init__()
+        self._beat = beat
+
+    def is_set(self) -> bool:
+        self._beat()
+        return super().is_set()
+
+
+def _beat(liveness_file: str | None, relays: Sequence[Relay]) -> Callable[[str], None]:
+    if liveness_file is None:
+        return lambda alias: None
+    try:
+        return Liveness(Path(liveness_file), [relay.using for relay in relays]).beat
+    except OSError as error:
+        raise CommandError(f"--liveness-file cannot be written: {error}") from error
+
+
+class _Unavailable(CommandError):
+    """The database cannot be reached at this moment."""
+
+
+@contextmanager
+def _database_errors(relay: Relay) -> Iterator[None]:
+    """Make one line of what is wrong with the database."""
+    try:
+        yield
+    except (Error, ImproperlyConfigured) as error:
+        kind = _Unavailable if isinstance(error, OperationalError) else CommandError
+        raise kind(f"Database {relay.using!r}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import socket
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,6 +30,7 @@ pytestmark = [
 
 record: Any = tasks.record
 messages = OutboxMessage.objects
+PRODUCTION = Path(__file__).parents[3] / "docs" / "production.md"
 
 
 def enqueue(number: int = 1, using: str = "default") -> None:
@@ -146,6 +151,108 @@ def test_a_second_signal_ends_it_at_once(
         frozen.cont_signal()
     wait_for(lambda: not is_held())
     assert_nothing_is_locked()
+
+
+# Several databases
+
+
+BOTH = ("--database", "default", "--database", "other")
+NOWHERE = "postgres://u:p@127.0.0.1:1/nowhere"
+
+
+def test_one_process_relays_several_databases(
+    broker: Broker, start_relay: Callable[..., Process]
+) -> None:
+    relay = start_relay(*BOTH)
+    for using in ("default", "other", "default", "other"):
+        before = broker.queue_length()
+        enqueue(3, using)
+        wait_for(lambda: broker.queue_length() == before + 3, message=relay.output)  # noqa: B023
+    relay.terminate()
+    assert relay.wait(30) == 0, relay.output()
+    assert last_line(relay) == "Stopped."
+    for using in ("default", "other"):
+        assert f"Relaying messages of database '{using}'." in relay.output()
+        assert messages.using(using).published().count() == 6
+
+
+@pytest.mark.parametrize("away", ["default", "other"])
+def test_an_alias_that_is_not_there_does_not_stop_another(
+    away: str, broker: Broker, start_relay: Callable[..., Process]
+) -> None:
+    """Nothing asks the one that is away for what belongs to the other, whichever that is."""
+    there = "other" if away == "default" else "default"
+    urls = {"DATABASE_URL": database_url(), "OTHER_DATABASE_URL": database_url("other")}
+    name = "DATABASE_URL" if away == "default" else "OTHER_DATABASE_URL"
+    relay = start_relay(*BOTH, env={**urls, name: NOWHERE})
+    wait_for(lambda: "is unavailable: " in relay.output(), message=relay.output)
+    enqueue(3, there)
+    wait_for(lambda: broker.queue_length() == 3, message=relay.output)
+    wait_for(lambda: messages.using(there).published().count() == 3)
+    relay.terminate()
+    assert relay.wait(30) == 0, relay.output()
+    assert relay.output().count("is unavailable: ") == 1
+    alone = start_relay("--once", "--database", there, env={**urls, name: NOWHERE})
+    assert alone.wait(60) == 0, alone.output()
+
+
+def test_an_alias_that_does_not_answer_does_not_hold_another_up(
+    broker: Broker, start_relay: Callable[..., Process]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        relay = start_relay(
+            *BOTH, env={"OTHER_DATABASE_URL": f"postgres://u:p@127.0.0.1:{port}/silent"}
+        )
+        enqueue(3)
+        wait_for(lambda: broker.queue_length() == 3, message=relay.output)
+        wait_for(lambda: messages.published().count() == 3)
+        relay.terminate()
+        wait_for(lambda: not is_held())
+        relay.terminate()  # the silent one hangs in the middle
+        assert relay.wait(30) in {0, 128 + signal.SIGTERM}, relay.output()
+
+
+# Liveness
+
+
+def test_the_liveness_file_tells_whether_the_relay_goes_round(
+    broker: Broker, start_relay: Callable[..., Process], tmp_path: Path
+) -> None:
+    alive = tmp_path / "alive"
+    relay = start_relay("--liveness-file", str(alive))
+    wait_for(lambda: relaying(relay))
+    assert_goes_round(alive)
+    assert probe(alive, 60)
+    relay.stop_signal()
+    wait_for(lambda: relay.stopped)
+    wait_for(lambda: not probe(alive, 1))
+    relay.cont_signal()
+    wait_for(lambda: probe(alive, 1))
+
+
+def test_it_goes_round_in_an_outage_too(
+    start_relay: Callable[..., Process], tmp_path: Path
+) -> None:
+    alive = tmp_path / "alive"
+    relay = start_relay(
+        "--liveness-file", str(alive), env={"CELERY_BROKER_URL": "redis://127.0.0.1:1"}
+    )
+    wait_for(lambda: "The broker is unavailable" in relay.output(), message=relay.output)
+    assert_goes_round(alive)
+
+
+def assert_goes_round(alive: Path) -> None:
+    for _ in range(2):
+        before = alive.stat().st_mtime
+        wait_for(lambda: alive.stat().st_mtime > before)  # noqa: B023
+
+
+def probe(alive: Path, seconds: int) -> bool:
+    """The probe of docs/production.md."""
+    (command,) = re.findall(r"test \$\(\( .*-lt 60", PRODUCTION.read_text())
+    command = command.replace("/run/relay/alive", str(alive)).replace("60", str(seconds))
+    return subprocess.run(["sh", "-c", command], check=False).returncode == 0
 
 
 def is_held() -> bool:

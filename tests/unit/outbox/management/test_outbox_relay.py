@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 
 from outbox.management.commands.outbox_relay import Command
 from outbox.models import OutboxMessage
@@ -18,6 +19,7 @@ from tests.unit.outbox.rows import MOMENT, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.unit.outbox.conftest import MemoryBroker
 
@@ -116,6 +118,7 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_may_come_while_the_relay_looks_whether_to_stop(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
@@ -126,9 +129,62 @@ def test_a_signal_may_come_while_the_relay_looks_whether_to_stop(
         def run(self, stop: threading.Event | None = None) -> None:
             assert stop is not None
             with stop._cond:  # type: ignore[attr-defined]
-                signal.raise_signal(number)
+                os.kill(os.getpid(), number)
             assert stop.wait(10)
 
-    command = Command()
-    command._run(Waiting())
+    Command()._run([Waiting()], None)
     assert capsys.readouterr().out.splitlines()[-1] == "Stopped."
+
+
+# Several databases
+
+
+@pytest.fixture
+def unusable_other(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody listens where the alias "other" leads."""
+    other = connections["other"]
+    other.close()
+    monkeypatch.setitem(other.settings_dict, "PORT", "1")
+    yield
+    other.close()
+
+
+@pytest.mark.django_db(databases=["other"])
+def test_no_query_on_an_alias_that_was_not_named(memory_broker: MemoryBroker) -> None:
+    """pytest-django lets nothing through to the default one."""
+    message(using="other")
+    assert relay_once("--database", "other").startswith("published 1,")
+
+
+def test_several_aliases_one_after_the_other(memory_broker: MemoryBroker) -> None:
+    message()
+    message(using="other")
+    message(using="other")
+    told = relay_once("--database", "other", "--database", "default", "--database", "other")
+    assert told == (
+        "other: published 2, refused for now 0, dead 0, expired 0\n"
+        "default: published 1, refused for now 0, dead 0, expired 0\n"
+    )
+    assert len(memory_broker.ids()) == 3
+
+
+@pytest.mark.usefixtures("unusable_other")
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_an_alias_that_is_away_does_not_keep_the_next_from_its_turn(
+    memory_broker: MemoryBroker,
+) -> None:
+    message()
+    output = io.StringIO()
+    with pytest.raises(CommandError, match=r"^other: Database 'other': .*Connection refused"):
+        call_command(
+            "outbox_relay", "--once", "--database=other", "--database=default", stdout=output
+        )
+    assert output.getvalue().startswith("default: published 1,")
+
+
+# The liveness file
+
+
+def test_a_liveness_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"--liveness-file cannot be written: .*absent/file"):
+        call_command("outbox_relay", "--liveness-file", str(tmp_path / "absent" / "file"))
