@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import current_app
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from django.db import connections
 
 from idempotency.decorators import guard_of
 
@@ -60,6 +61,18 @@ def published_at(task: Task[..., Any]) -> datetime | None:
     except (TypeError, ValueError):
         return None  # somebody's own header of that name
     return moment if moment.tzinfo is not None else None
+
+
+def drop_dead_connection(using: str) -> None:
+    """Let go of a connection that the server has ended, so that the task gets a fresh one.
+
+    A worker that keeps its connections over tasks (``CELERY_DB_REUSE_MAX``) would fail each of
+    them with it.
+    """
+    connection = connections[using]
+    held = connection.connection
+    if held is not None and held.closed and not connection.in_atomic_block:
+        connection.close()
 
 
 def retry_later(task: Task[..., Any], error: KeyInProgress) -> NoReturn:

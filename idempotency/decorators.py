@@ -255,6 +255,8 @@ class Guard:
                     'Give it one: @idempotent(key="…{argument}…").'
                 )
             return self.function(*args, **kwargs)
+        if message_id:
+            _celery().drop_dead_connection(self.using)
         try:
             return self._run_once(task, message_id, args, kwargs)
         except KeyInProgress as error:

@@ -7,13 +7,16 @@ from typing import Any
 from uuid import UUID
 
 from celery.signals import task_failure
-from django.db import router
+from django.db import OperationalError, router
 from django.dispatch import receiver
 
 from idempotency.signals import executed, replayed
 from outbox.models import OutboxMessage
 
 logger = logging.getLogger(__name__)
+
+# Connection exceptions; ended by an administrator, a crash, a start-up, an idle timeout.
+SESSION_ENDED = ("08", "57P0")
 
 
 @receiver([executed, replayed], dispatch_uid="outbox.receipts.executed")
@@ -28,7 +31,11 @@ def record_executed(*, message_id: str, using: str, **kwargs: Any) -> None:
 def record_failed(
     *, sender: Any = None, task_id: str = "", exception: object = None, **kwargs: Any
 ) -> None:
-    """Record a final failure: Celery sends this signal when no retry follows."""
+    """Record a final failure: Celery sends this signal when no retry follows.
+
+    A guarded task that lost its connection to the database has not failed by itself: its message
+    stays published, and a relay publishes it again.
+    """
     id = _uuid(task_id)
     if id is None:
         return
@@ -36,10 +43,28 @@ def record_failed(
     # The relay of another alias than the default one says which.
     using = headers.get("published_from") or router.db_for_write(OutboxMessage)
     try:
-        OutboxMessage.objects.using(using).mark_failed(id, describe(exception))
+        messages = OutboxMessage.objects.using(using)
+        if _lost_connection(exception) and messages.filter(pk=id, awaits_receipt=True):
+            logger.warning(
+                "The task of message %s lost its connection to the database (%s). It has not "
+                "failed for that: a relay publishes the message again.",
+                id,
+                describe(exception).partition("\n")[0],
+            )
+        else:
+            messages.mark_failed(id, describe(exception))
     except Exception:
         # The worker must go on and report the task's own error.
         logger.exception("Could not record that the task of message %s failed.", id)
+
+
+def _lost_connection(exception: object) -> bool:
+    """Tell whether a database's server went away, or ended the session, or could not be reached."""
+    if not isinstance(exception, OperationalError):
+        return False
+    # The driver's own errors have no state: it was about to say or hear something, and could not.
+    state = getattr(exception.__cause__, "sqlstate", "raised by somebody else")
+    return state is None or state.startswith(SESSION_ENDED)
 
 
 def describe(exception: object) -> str:

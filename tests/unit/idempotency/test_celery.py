@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
+from django.db import OperationalError, connection, transaction
 
 from idempotency import idempotent
-from idempotency.celery import message_id, never_retry, retry_later, task_of
+from idempotency.celery import (
+    drop_dead_connection,
+    message_id,
+    never_retry,
+    retry_later,
+    task_of,
+)
 from idempotency.decorators import guard_of
 from idempotency.exceptions import KeyInProgress
 from tests.project.celery import app
@@ -102,3 +109,30 @@ def test_the_request_keeps_its_count_of_retries(unreachable: Any) -> None:
         with pytest.raises(Reject):
             retry_later(unreachable, KeyInProgress("k"))
         assert unreachable.request.retries == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_dead_connection_is_let_go() -> None:
+    connection.ensure_connection()
+    drop_dead_connection("default")
+    held = connection.connection
+    assert held is not None
+    held.close()
+    drop_dead_connection("default")
+    assert connection.connection is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_dead_connection_is_kept_until_its_transaction_has_ended() -> None:
+    """What was written in it is gone, and the caller must hear of that."""
+
+    def die() -> None:
+        with transaction.atomic():
+            held: Any = connection.connection
+            held.close()
+            drop_dead_connection("default")
+            assert connection.connection is held
+            connection.cursor().execute("SELECT 1")
+
+    with pytest.raises(OperationalError, match="the connection is closed"):
+        die()

@@ -6,9 +6,10 @@ import logging
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from celery.signals import task_failure
-from django.db import ProgrammingError, connection, transaction
+from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
 from idempotency.models import IdempotencyKey
@@ -87,6 +88,53 @@ def test_a_final_failure_is_recorded_where_the_message_was_published_from() -> N
         record.pop_request()
     row.refresh_from_db(using="other")
     assert row.status == "failed"
+
+
+def lost(cause: BaseException) -> OperationalError:
+    """Django's error, as it wraps the driver's."""
+    error = OperationalError(str(cause))
+    error.__cause__ = cause
+    return error
+
+
+LOST = [
+    psycopg.errors.AdminShutdown("terminating connection due to administrator command"),
+    psycopg.errors.CannotConnectNow("the database system is starting up"),
+    psycopg.errors.ConnectionFailure("gone"),
+    psycopg.OperationalError("the connection is lost"),
+]
+
+
+@pytest.mark.parametrize("cause", LOST)
+def test_a_connection_that_was_lost_is_not_a_guarded_tasks_failure(
+    cause: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = message("published", record_once.s("x"))
+    fail_finally(record_once, row.pk, lost(cause))
+    assert status_of(row) == "published"
+    assert f"The task of message {row.pk} lost its connection" in caplog.text
+
+
+@pytest.mark.parametrize("cause", LOST)
+def test_nobody_publishes_an_unguarded_message_again(cause: Exception) -> None:
+    row = message("published", record.s("x"))
+    fail_finally(record, row.pk, lost(cause))
+    assert status_of(row) == "failed"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lost(psycopg.errors.DeadlockDetected("deadlock detected")),
+        lost(psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")),
+        OperationalError("raised by the task itself"),
+        LookupError("the connection is lost"),
+    ],
+)
+def test_another_error_of_the_database_is_a_failure(error: Exception) -> None:
+    row = message("published", record_once.s("x"))
+    fail_finally(record_once, row.pk, error)
+    assert status_of(row) == "failed"
 
 
 @pytest.mark.parametrize("id", ["custom-id", "", None, uuid4()])
