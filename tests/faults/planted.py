@@ -5,18 +5,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.db import connections
 
 from idempotency.querysets import IdempotencyKeyQuerySet
 from outbox import publisher
 from outbox.models import OutboxMessage
+from outbox.querysets import OutboxQuerySet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from idempotency.execution import Operation
+
 BUG = "PLANTED_BUG"
+FORGOTTEN_AFTER = timedelta(seconds=1)
 
 
 def marked_before_publish() -> None:
@@ -49,6 +56,31 @@ def record_outside() -> None:
     IdempotencyKeyQuerySet.complete = complete_outside  # type: ignore[assignment, method-assign]
 
 
+def cursor_polling() -> None:
+    """The relay looks for ids beyond the last that it has seen. They are given before commit."""
+    claim = OutboxQuerySet.claim
+    last = UUID(int=0)
+
+    def claim_beyond(self: OutboxQuerySet, *args: Any) -> Any:
+        nonlocal last
+        claimed = [message for message in claim(self, *args) if message.id > last]
+        last = max([last, *(message.id for message in claimed)])
+        return claimed
+
+    OutboxQuerySet.claim = claim_beyond  # type: ignore[method-assign, assignment]
+
+
+def short_window() -> None:
+    """Keys are forgotten sooner than deliveries are refused."""
+    complete = IdempotencyKeyQuerySet.complete
+
+    def complete_shortly(self: IdempotencyKeyQuerySet, operation: Operation, *args: Any) -> Any:
+        return complete(self, replace(operation, ttl=FORGOTTEN_AFTER), *args)
+
+    IdempotencyKeyQuerySet.complete = complete_shortly  # type: ignore[method-assign, assignment]
+
+
 BUGS: dict[str, Callable[[], None]] = {
-    bug.__name__: bug for bug in (marked_before_publish, no_confirms, record_outside)
+    bug.__name__: bug
+    for bug in (marked_before_publish, no_confirms, record_outside, cursor_polling, short_window)
 }

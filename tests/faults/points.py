@@ -9,7 +9,10 @@ import functools
 import logging
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
+
+from celery.signals import task_success
 
 from idempotency.signals import executed
 from outbox.publisher import Publisher
@@ -34,7 +37,11 @@ def stop_at(point: str, number: signal.Signals) -> None:
 
     @functools.cache
     def stop() -> None:
-        os.killpg(os.getpgrp(), number)
+        if threading.current_thread() is threading.main_thread():
+            os.killpg(os.getpgrp(), number)
+        else:
+            # A relay's thread would go on for a moment while another one takes the signal.
+            signal.pthread_kill(threading.get_ident(), number)
 
     INSTALL[point](stop)
 
@@ -80,6 +87,10 @@ def _after(owner: Any, name: str) -> Callable[[Callable[[], None]], None]:
     return install
 
 
+def _on_return(stop: Callable[[], None]) -> None:
+    task_success.connect(lambda **_: stop(), weak=False)
+
+
 def _on_execution(stop: Callable[[], None]) -> None:
     executed.connect(lambda **_: stop(), weak=False)
 
@@ -91,4 +102,6 @@ INSTALL: dict[str, Callable[[Callable[[], None]], None]] = {
     "settled": _after(OutboxQuerySet, "settle"),
     # A worker: effects, key and receipt are written and not committed.
     "executed": _on_execution,
+    # They have committed, and the broker does not know.
+    "returned": _on_return,
 }

@@ -6,6 +6,7 @@ from tests.project.settings import INSTALLED_APPS as PROJECT_APPS
 
 INSTALLED_APPS = [*PROJECT_APPS, "tests.faults"]
 
+OUTBOX_POLL_INTERVAL = env.float("OUTBOX_POLL_INTERVAL", default=0.025)
 OUTBOX_CLAIM_TIMEOUT = env.float("OUTBOX_CLAIM_TIMEOUT", default=30.0)
 OUTBOX_REDELIVER_AFTER = env.float("OUTBOX_REDELIVER_AFTER", default=300.0)
 

@@ -12,6 +12,7 @@ from django.db import transaction
 from outbox.models import OutboxMessage
 from tests.faults.ledger import backlog
 from tests.helpers import wait_for
+from tests.project.models import Intent
 from tests.project.tasks import record_once
 from tests.servers.children import database_url
 
@@ -56,12 +57,18 @@ class System:
             env=self._env(env),
         )
 
-    def commit(self, labels: Iterable[str], **options: Any) -> list[UUID]:
-        """Commit one guarded message for each label in one transaction; return their ids."""
+    def commit(
+        self, labels: Iterable[str], *, lock: int | None = None, **options: Any
+    ) -> list[UUID]:
+        """Commit one guarded message for each label in one transaction; return their ids.
+
+        The tasks wait for the advisory lock, if one is named.
+        """
         keys = list(labels)
         with transaction.atomic(using=self.using):
+            Intent.objects.using(self.using).bulk_create(Intent(label=label) for label in keys)
             messages = OutboxMessage.objects.enqueue_many(
-                [record_once.s(label).set(**options) for label in keys],
+                [record_once.s(label, lock=lock).set(**options) for label in keys],
                 keys=keys,
                 using=self.using,
             )

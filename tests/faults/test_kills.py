@@ -13,14 +13,14 @@ import pytest
 from django.db import connections, transaction
 
 from tests.faults.ledger import audit, backlog
-from tests.faults.schedule import draw
+from tests.faults.schedule import draw_kills
 from tests.helpers import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sample_project.processes import Process
-    from tests.faults.schedule import Fault
+    from tests.faults.schedule import Kill
     from tests.faults.system import System
 
 MESSAGES = 5000
@@ -53,16 +53,16 @@ class Run:
         else:
             self._processes[victim] = self.system.start_worker(ready=False, concurrency=2)
 
-    def suffer(self, fault: Fault) -> None:
-        """Wait for the fault's moment; kill its victims, then start them again."""
-        problem = f"{fault} does not come"
-        self.wait_for(lambda: backlog().executed >= fault.after, problem)
-        time.sleep(fault.delay)
-        self.wait_for(lambda: all(map(self._busy, fault.victims)), problem, interval=0.002)
+    def suffer(self, kill: Kill) -> None:
+        """Wait for the kill's moment; kill its victims, then start them again."""
+        problem = f"{kill} does not come"
+        self.wait_for(lambda: backlog().executed >= kill.after, problem)
+        time.sleep(kill.delay)
+        self.wait_for(lambda: all(map(self._busy, kill.victims)), problem, interval=0.002)
         # Relays first: the work that they were seen to have is over in milliseconds.
-        for victim in sorted(fault.victims, key=VICTIMS.index):
+        for victim in sorted(kill.victims, key=VICTIMS.index):
             self._kill(victim)
-        for victim in reversed(fault.victims):
+        for victim in reversed(kill.victims):
             self.start(victim)
 
     def wait_for(
@@ -133,8 +133,8 @@ def test_nothing_is_lost_or_doubled(system: System, seed: int, tell: Callable[[s
             pool.submit(_produce, system, seed, number, stop) for number in range(PRODUCERS)
         ]
         try:
-            for fault in draw(seed, VICTIMS, rounds=ROUNDS, messages=MESSAGES):
-                run.suffer(fault)
+            for kill in draw_kills(seed, VICTIMS, rounds=ROUNDS, messages=MESSAGES):
+                run.suffer(kill)
             # From here on nothing fails: everything that was committed must come to its end.
             run.wait_for(lambda: all(map(Future.done, producers)), "producers do not end")
             for producer in producers:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from django.db import connections, transaction
+from django.db.models.functions import Now
 
+from idempotency.models import IdempotencyKey
 from tests.faults.ledger import audit, backlog
-from tests.faults.planted import BUG
+from tests.faults.planted import BUG, FORGOTTEN_AFTER
 from tests.faults.points import stopping
 from tests.faults.system import System
 from tests.helpers import wait_for
+from tests.project.models import Effect
 from tests.servers.brokers import open_broker
 
 if TYPE_CHECKING:
@@ -36,7 +41,7 @@ def test_marked_before_publish_is_lost(system: System) -> None:
     system.start_relay()
     system.await_published()
     assert system.undelivered() == 0
-    assert audit().violations() == ["lost", "unfinished"]
+    assert audit().violations() == ["lost", "stuck"]
     assert audit().lost == NUMBER
 
 
@@ -52,6 +57,53 @@ def test_record_outside_is_doubled(system: System) -> None:
     system.await_executed()
     assert audit().violations() == ["doubled"]
     assert audit().doubled == 1
+
+
+@pytest.mark.parametrize(
+    ("bug", "found"), [("", []), ("cursor_polling", ["lost", "stuck"])], ids=["sound", "bug"]
+)
+def test_cursor_polling_is_stuck(system: System, bug: str, found: list[str]) -> None:
+    """A transaction that began first commits last."""
+    system.start_relay(env={BUG: bug})
+    system.start_worker()
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            system.commit(["slow"])
+            pool.submit(_commit_elsewhere, system, "fast").result()
+            wait_for(lambda: backlog().executed == 1, message=system.describe)
+        system.commit(["last"])
+        wait_for(lambda: Effect.objects.filter(label="last").exists(), message=system.describe)
+    if not bug:
+        system.await_executed()
+    assert audit().violations() == found
+    assert audit().lost == len(found) // 2
+
+
+@pytest.mark.parametrize(
+    ("bug", "found"), [("", []), ("short_window", ["doubled"])], ids=["sound", "bug"]
+)
+def test_short_window_is_doubled(system: System, bug: str, found: list[str]) -> None:
+    """A worker dies before it acknowledges, and its message comes again after the window."""
+    system.start_relay()
+    system.commit(["once"])
+    worker = system.start_worker(
+        ready=False, env={BUG: bug, **stopping("returned", signal.SIGKILL)}
+    )
+    assert worker.wait(60) == -signal.SIGKILL, worker.output()
+    assert backlog().executed == 1
+    wait_for(lambda: IdempotencyKey.objects.filter(created_at__lt=Now() - FORGOTTEN_AFTER).exists())
+    system.start_worker(env={BUG: bug})
+    system.await_executed()
+    wait_for(lambda: audit().delivered_again == 1)
+    assert audit().violations() == found
+
+
+def _commit_elsewhere(system: System, label: str) -> None:
+    """In a transaction of its own."""
+    try:
+        system.commit([label])
+    finally:
+        connections.close_all()
 
 
 @pytest.fixture
@@ -83,5 +135,5 @@ def test_no_confirms_is_lost(system: System, other: System, rabbitmq: RabbitMQ) 
     assert audit("other").violations() == []
     wait_for(lambda: backlog().executed == 1, message=system.describe)
     assert system.undelivered() == 0
-    assert audit().violations() == ["lost", "unfinished"]
+    assert audit().violations() == ["lost", "stuck"]
     assert audit().lost == NUMBER

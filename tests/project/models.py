@@ -19,3 +19,38 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return str(self.message_id)
+
+
+class Intent(models.Model):
+    """What a transaction wanted, committed with its message: it shall have one effect.
+
+    Those of one ordering key shall have it in the order of their ids.
+    """
+
+    label = models.CharField(max_length=200, unique=True)
+    ordering_key = models.CharField(max_length=100, default="")
+
+    def __str__(self) -> str:
+        return self.label
+
+
+class Held(models.Model):
+    """A message that a relay held in its claim when it was killed, paused or cut off."""
+
+    message_id = models.UUIDField(db_index=True)
+    relay = models.CharField(max_length=40)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.message_id} {self.relay}"
+
+
+class Settled(models.Model):
+    """A message that a relay marked published, in the transaction that marked it."""
+
+    message_id = models.UUIDField(db_index=True)
+    relay = models.CharField(max_length=40)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.message_id} {self.relay}"

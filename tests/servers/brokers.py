@@ -62,6 +62,28 @@ class Broker:
         if isinstance(self.server, RabbitMQ):
             self.server.flush()
 
+    def purge(self) -> None:
+        """Lose every message that is ready, and nothing else."""
+        if isinstance(self.server, RabbitMQ):
+            self.server.api("DELETE", f"queues/{self._vhost}/celery/contents")
+        else:
+            with redis.Redis.from_url(self.url) as client:
+                client.delete("celery")
+
+    def wipe(self) -> None:
+        """Lose everything: messages, queues and bindings, as with a deleted volume."""
+        if isinstance(self.server, RabbitMQ):
+            self.server.wipe()
+            self.server.start()
+            self.server.create_vhost(self._vhost)
+        else:
+            with redis.Redis.from_url(self.url) as client:
+                client.flushall()
+
+    @property
+    def _vhost(self) -> str:
+        return self.url.rpartition("/")[2]
+
     @contextmanager
     def serving_app(self) -> Iterator[None]:
         """Make this the broker of the test project's app, in this process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -74,6 +75,11 @@ class RabbitMQ(Server):
         Each change of a definition flushes those before it.
         """
         self._permit("%2F")
+
+    def wipe(self) -> None:
+        """SIGKILL it and delete its data: the next start knows no virtual host and no queue."""
+        self.kill()
+        shutil.rmtree(self.directory / "mnesia")
 
     def _permit(self, vhost: str) -> None:
         self.api(
