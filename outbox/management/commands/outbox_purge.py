@@ -6,9 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS
 
 from outbox.conf import conf
+from outbox.management.databases import database_errors, require_alias
 from outbox.models import OutboxMessage
 from outbox.querysets import FINISHED, PURGEABLE
 
@@ -39,16 +40,15 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, database: str, batch_size: int, **options: Any) -> None:
-        if database not in connections:
-            raise CommandError(
-                f"There is no database {database!r} in DATABASES: {', '.join(connections)}."
-            )
+        require_alias(database)
         if batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
         messages = OutboxMessage.objects.using(database)
         deleted = 0
-        while batch := messages.purge(_age(options["days"]), batch_size, _states(options)):
-            deleted += batch
+        age, states = _age(options["days"]), options["states"] or FINISHED
+        with database_errors(database):
+            while batch := messages.purge(age, batch_size, states):
+                deleted += batch
         self.stdout.write(f"deleted {deleted}")
 
 
@@ -62,7 +62,3 @@ def _age(days: float | None) -> timedelta:
     if age <= timedelta(0):
         raise CommandError(f"--days must be greater than zero and sensible, not {days:g}.")
     return age
-
-
-def _states(options: dict[str, Any]) -> list[str]:
-    return options["states"] or list(FINISHED)

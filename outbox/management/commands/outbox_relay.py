@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, ProgrammingError, connections
+from django.db import DEFAULT_DB_ALIAS, connections
 
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.liveness import Liveness
+from outbox.management.databases import Unavailable, database_errors, require_alias
 from outbox.models import OutboxMessage
 from outbox.relay import Relay
 
@@ -54,10 +53,7 @@ class Command(BaseCommand):
         batch_size: int | None = options["batch_size"]
         aliases = list(dict.fromkeys(databases or [DEFAULT_DB_ALIAS]))
         for alias in aliases:
-            if alias not in connections:
-                raise CommandError(
-                    f"There is no database {alias!r} in DATABASES: {', '.join(connections)}."
-                )
+            require_alias(alias)
         if batch_size is not None and batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
         if problems := list(conf.problems()):
@@ -74,7 +70,7 @@ class Command(BaseCommand):
         for relay in relays:
             prefix = f"{relay.using}: " if len(relays) > 1 else ""
             try:
-                with _database_errors(relay):
+                with database_errors(relay.using):
                     result = relay.drain()
             except (CommandError, BrokerUnavailable) as error:
                 problems.append(f"{prefix}{error}")
@@ -108,14 +104,14 @@ class Command(BaseCommand):
         """Run in a thread of its own, which has connections of its own."""
         try:
             try:
-                with _database_errors(relay):
+                with database_errors(relay.using):
                     OutboxMessage.objects.using(relay.using).due().exists()
-            except _Unavailable:
+            except Unavailable:
                 # Beside others it is an outage: they go on, and so does this one when it is over.
                 if alone:
                     raise
             self.stdout.write(f"Relaying messages of database {relay.using!r}.")
-            with _database_errors(relay):
+            with database_errors(relay.using):
                 relay.run(stop)
         finally:
             relay.close()
@@ -155,24 +151,3 @@ def _beat(liveness_file: str | None, relays: Sequence[Relay]) -> Callable[[str],
         return Liveness(Path(liveness_file), [relay.using for relay in relays]).beat
     except OSError as error:
         raise CommandError(f"--liveness-file cannot be written: {error}") from error
-
-
-class _Unavailable(CommandError):
-    """The database cannot be reached at this moment."""
-
-
-@contextmanager
-def _database_errors(relay: Relay) -> Iterator[None]:
-    """Make one line of what is wrong with the database."""
-    try:
-        yield
-    except (Error, ImproperlyConfigured) as error:
-        kind = _Unavailable if isinstance(error, OperationalError) else CommandError
-        raise kind(f"Database {relay.using!r}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, ProgrammingError) and "does not exist" in first:
-        return f"{first} Run manage.py migrate."
-    return first

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from outbox import liveness
 from outbox.liveness import Liveness
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is: the last item."""
     times = [1000.0]
-    monkeypatch.setattr(liveness.time, "time", lambda: times[-1])
+    monkeypatch.setattr("outbox.liveness.time.time", lambda: times[-1])
     return times
 
 

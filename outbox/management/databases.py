@@ -1,0 +1,39 @@
+"""Database aliases as the commands take them: what is wrong with one is one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import CommandError
+from django.db import Error, OperationalError, ProgrammingError, connections
+
+
+class Unavailable(CommandError):
+    """The database cannot be reached at this moment."""
+
+
+def require_alias(alias: str) -> None:
+    """Raise ``CommandError`` for an alias that is not in the settings."""
+    if alias not in connections:
+        raise CommandError(
+            f"There is no database {alias!r} in DATABASES: {', '.join(connections)}."
+        )
+
+
+@contextmanager
+def database_errors(alias: str, returncode: int = 1) -> Iterator[None]:
+    """Make a ``CommandError`` of what is wrong with the database."""
+    try:
+        yield
+    except (Error, ImproperlyConfigured) as error:
+        kind = Unavailable if isinstance(error, OperationalError) else CommandError
+        raise kind(f"Database {alias!r}: {_one_line(error)}", returncode=returncode) from error
+
+
+def _one_line(error: Exception) -> str:
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, ProgrammingError) and "does not exist" in first:
+        return f"{first} Run manage.py migrate."
+    return first
