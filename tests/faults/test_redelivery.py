@@ -29,3 +29,17 @@ def test_broker_forgets(system: System) -> None:
     ledger = audit()
     assert ledger.violations() == [], str(ledger)
     assert ledger.redelivered >= EACH
+
+
+def test_broker_loses_everything(system: System) -> None:
+    """FLUSHALL, or a deleted volume: queues and bindings are gone as well."""
+    relay = system.start_relay(env={"OUTBOX_REDELIVER_AFTER": "2"})
+    system.start_worker()
+    system.commit(f"executed-{n}" for n in range(EACH))
+    system.await_executed()
+    relay.stop_signal()
+    system.broker.wipe()
+    relay.cont_signal()
+    system.commit(f"afterwards-{n}" for n in range(EACH))
+    system.await_executed()
+    assert audit().violations() == [], str(audit())
