@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from tests.faults.members import Member
     from tests.servers.brokers import Broker
 
-AIM = 10.0  # seconds within which a relay should have something in its claim
+# Seconds within which a relay should have something in its claim: longer than its longest wait
+# after an outage.
+AIM = 20.0
 LOSS = 5  # messages that the broker shall have to lose
 
 # Seconds that a fault lasts, from and to.

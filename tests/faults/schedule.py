@@ -127,10 +127,14 @@ def draw_faults(seed: int, number: int, *, messages: int) -> list[Fault]:
             chance.shuffle(bag)
         drawn += bag
     moments = sorted(chance.sample(range(messages // 20, messages * 9 // 10), number))
-    return [_fault(chance, *what, moment) for what, moment in zip(drawn, moments, strict=False)]
+    first = {what: drawn.index(what) for what in drawn}
+    return [
+        _fault(chance, *what, moment, is_first=first[what] == index)
+        for index, (what, moment) in enumerate(zip(drawn, moments, strict=False))
+    ]
 
 
-def _fault(chance: random.Random, role: str, kind: Kind, moment: int) -> Fault:
+def _fault(chance: random.Random, role: str, kind: Kind, moment: int, *, is_first: bool) -> Fault:
     return Fault(
         moment,
         kind,
@@ -138,5 +142,6 @@ def _fault(chance: random.Random, role: str, kind: Kind, moment: int) -> Fault:
         share=chance.random(),
         # What holds no claim is met by the other two.
         aimed=role == "relay" and (kind in AIMED or chance.random() < 0.5),
-        sent=chance.random() < 0.5,
+        # What was sent may be executed before another relay can take it over.
+        sent=chance.random() < 0.5 and not (is_first and (role, kind) in ESSENTIAL),
     )
