@@ -1,91 +1,130 @@
-"""What a guard costs: the same task, one INSERT in a transaction, with @idempotent and without."""
+"""What a guard costs: the same task and the same view, one INSERT, with a guard and without."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness import Ratio, project
 
-MESSAGES = 2_000
+BLOCK = 250
+"""Messages of one task before those of the other: few, so that both meet the same noise."""
+WARM_UP = 2
 KEYS = 10_000_000
 
+# As executions leave them: message ids, in the order of time, over the last week.
 FILL = """
 INSERT INTO idempotency_idempotencykey
     (namespace, scope, key, fingerprint, state, result, message_id, attempt,
      created_at, finished_at, expires_at)
-SELECT 'benchmark', '', gen_random_uuid()::text, '', 'completed', %s, '', 1,
-    clock_timestamp(), clock_timestamp(), clock_timestamp() + interval '30 days'
-FROM generate_series(1, %s)
+SELECT 'benchmarks.tasks.guarded_on_other', '', id, sha, 'completed', %(result)s, id, 1,
+    at, at, at + interval '7 days'
+FROM generate_series(1, %(keys)s) AS n,
+    LATERAL (SELECT statement_timestamp() - (%(keys)s - n) * interval '7 days' / %(keys)s) AS t(at),
+    LATERAL (SELECT sha256(n::text::bytea)::text) AS s(bytes),
+    LATERAL (SELECT substr(bytes, 3)) AS f(sha),
+    LATERAL (
+        SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
+            || '7' || substr(sha, 1, 3) || '8' || substr(sha, 4, 15))::uuid::text
+    ) AS u(id)
+"""
+
+BLOCKS = """
+SELECT label, extract(epoch FROM max(created_at) - min(created_at)) / (count(*) - 1)
+FROM project_effect GROUP BY label HAVING count(*) = %s
 """
 
 
-def guarded_task(rounds: int = 5) -> list[Ratio]:
+class Side(NamedTuple):
+    """One of two that are compared."""
+
+    name: str
+    task: Any
+    using: str
+
+
+def guarded_task(rounds: int = 20) -> list[Ratio]:
     """Have a real worker execute enqueued messages of both tasks, in turn; receipts included."""
     with project("rabbitmq"):
-        from tests.project.tasks import record, record_once
+        from benchmarks.tasks import guarded, unguarded
 
-        with_guard = [_ratio(record_once, record) for _ in range(rounds)]
-        return [Ratio("a guarded task's time over the unguarded one's", tuple(with_guard))]
+        sides = Side("guarded", guarded, "default"), Side("unguarded", unguarded, "default")
+        ratios = _in_turn(*sides, rounds)
+    return [Ratio("a guarded task's time over the unguarded one's", ratios)]
 
 
-def many_keys(rounds: int = 5) -> list[Ratio]:
-    """The guarded task with ten million keys in the table, over its time with an empty one."""
-    with project("rabbitmq"):
-        from django.db import connection
+def many_keys(rounds: int = 20) -> list[Ratio]:
+    """A guarded task on a database with ten million keys, over the same on one without any."""
+    with project("rabbitmq", others=["other"]):
+        from django.db import connections
 
+        from benchmarks.tasks import guarded, guarded_on_other
         from idempotency import results
-        from tests.project.tasks import record_once
 
-        _execute(record_once)
-        empty = [_execute(record_once) for _ in range(rounds)]
-        with connection.cursor() as cursor:
-            cursor.execute(FILL, [results.dumps(None), KEYS])
+        with connections["other"].cursor() as cursor:
+            cursor.execute(FILL, {"result": results.dumps(None), "keys": KEYS})
             cursor.execute("VACUUM ANALYZE idempotency_idempotencykey")
-        _execute(record_once)
-        full = [_execute(record_once) for _ in range(rounds)]
-        ratios = tuple(many / none for many, none in zip(sorted(full), sorted(empty), strict=True))
-        return [Ratio(f"a guarded task's time with {KEYS:,} keys over an empty table", ratios)]
+            cursor.execute("CHECKPOINT")
+        sides = Side("full", guarded_on_other, "other"), Side("empty", guarded, "default")
+        ratios = _in_turn(*sides, rounds)
+    return [Ratio(f"a guarded task's time with {KEYS:,} keys over an empty table", ratios)]
 
 
-def _ratio(task: Any, peer: Any) -> float:
-    ours, theirs = _execute(task), _execute(peer)
-    print(f"  {task.name} {ours * 1e6:,.0f} us   {peer.name} {theirs * 1e6:,.0f} us")
-    return ours / theirs
+def _in_turn(one: Side, other: Side, rounds: int) -> tuple[float, ...]:
+    """Have one worker execute blocks of messages of both in turn; return a ratio for each pair."""
+    for block in range(rounds + WARM_UP):
+        for side in (one, other):
+            _enqueue(side, block)
+    _execute(other, rounds + WARM_UP - 1)
+    ours, theirs = _seconds(one), _seconds(other)
+    for side, taken in ((one, ours), (other, theirs)):
+        fair = sorted(taken.values())
+        print(f"  {side.name} {fair[len(fair) // 2] * 1e6:,.0f} us")
+    return tuple(ours[block] / theirs[block] for block in range(WARM_UP, rounds + WARM_UP))
 
 
-def _execute(task: Any) -> float:
-    """Return the seconds that a worker takes for each message, from first effect to last."""
+def _enqueue(side: Side, block: int) -> None:
     from django.db import transaction
-    from django.db.models import Count, Max, Min
 
     from outbox.models import OutboxMessage
     from outbox.relay import Relay
+
+    messages = [side.task.s(f"{side.name} {block}") for _ in range(BLOCK)]
+    with transaction.atomic(using=side.using):
+        OutboxMessage.objects.enqueue_many(messages, using=side.using)
+    relay = Relay(using=side.using)
+    relay.drain()
+    relay.close()
+
+
+def _execute(side: Side, last: int) -> None:
+    """Have a worker execute all that is published; ``last`` is the last block, of that side."""
     from tests.helpers import wait_for
     from tests.project.models import Effect
     from tests.servers.children import Children
 
-    Effect.objects.all().delete()
-    with transaction.atomic():
-        OutboxMessage.objects.enqueue_many([task.s(str(i)) for i in range(MESSAGES)])
-    relay = Relay()
-    relay.drain()
-    relay.close()
+    effects = Effect.objects.using(side.using).filter(label=f"{side.name} {last}")
     broker = {"CELERY_BROKER_URL": os.environ["CELERY_BROKER_URL"]}
     with tempfile.TemporaryDirectory() as directory:
         children = Children(Path(directory), broker)
         try:
-            worker = children.start_worker(loglevel="WARNING", ready=False)
-            wait_for(lambda: Effect.objects.count() >= MESSAGES, timeout=120)
+            worker = children.start_worker(
+                "--include=benchmarks.tasks", concurrency=4, loglevel="WARNING", ready=False
+            )
+            wait_for(lambda: effects.count() == BLOCK, timeout=300, interval=1)
             worker.terminate()
             worker.wait()
         finally:
             children.end()
-    bounds = Effect.objects.aggregate(
-        n=Count("pk"), first=Min("created_at"), last=Max("created_at")
-    )
-    assert bounds["n"] == MESSAGES
-    seconds: float = (bounds["last"] - bounds["first"]).total_seconds()
-    return seconds / (MESSAGES - 1)
+
+
+def _seconds(side: Side) -> dict[int, float]:
+    """Return the seconds that the worker took for each message, block by block."""
+    from django.db import connections
+
+    with connections[side.using].cursor() as cursor:
+        cursor.execute(BLOCKS, [BLOCK])
+        rows = [(label.rpartition(" "), float(taken)) for label, taken in cursor]
+    return {int(block): taken for (name, _, block), taken in rows if name == side.name}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -26,8 +26,11 @@ class Ratio:
 
 
 @contextmanager
-def project(broker: str) -> Iterator[None]:
-    """Have PostgreSQL and a broker, and Django set up and migrated on them."""
+def project(broker: str, others: Collection[str] = ()) -> Iterator[None]:
+    """Have PostgreSQL and a broker, and Django set up and migrated on them.
+
+    ``others``: database aliases besides the default one.
+    """
     from sample_project.servers import PostgresServer, ValkeyServer
     from tests.servers.rabbitmq import RabbitMQ
 
@@ -38,13 +41,19 @@ def project(broker: str) -> Iterator[None]:
             "DATABASE_URL": postgres.url,
             "CELERY_BROKER_URL": queue.url,
             "DJANGO_SETTINGS_MODULE": "tests.project.settings",
+            # As the sample project has it.
+            "TEST_DB_REUSE_MAX": "1000",
         }
         import django
         from django.core.management import call_command
-        from django.db import connections
+        from django.db import connection, connections
 
         django.setup()
-        call_command("migrate", run_syncdb=True, verbosity=0)
+        for alias in others:
+            with connection.cursor() as cursor:
+                cursor.execute(f'CREATE DATABASE "{connections[alias].settings_dict["NAME"]}"')
+        for alias in ("default", *others):
+            call_command("migrate", database=alias, run_syncdb=True, verbosity=0)
         try:
             yield
         finally:

@@ -29,6 +29,8 @@ class AppSettings:
         if not name.isupper() or name == "PREFIX":
             return default
         value = getattr(settings, self.PREFIX + name, default)
+        if value is default:
+            return default
         problem = self._problem(name, value, default)
         if problem:
             raise ImproperlyConfigured(problem)

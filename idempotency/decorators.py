@@ -274,8 +274,10 @@ class Guard:
         from idempotency.execution import run_once
         from idempotency.leases import run_leased
         from idempotency.models import IdempotencyKey
+        from idempotency.querysets import IdempotencyKeyQuerySet
 
-        records = IdempotencyKey.objects.using(self.using)
+        # objects.using() makes three of them.
+        records = IdempotencyKeyQuerySet(IdempotencyKey, using=self.using)
         operation = self._operation(task, message_id, args, kwargs)
         body = functools.partial(self.function, *args, **kwargs)
         if self._leased is None:

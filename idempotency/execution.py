@@ -7,12 +7,12 @@ together or not at all. A crash anywhere rolls everything back, so nothing is ev
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from django.db import OperationalError, transaction
 
@@ -29,7 +29,7 @@ from idempotency.exceptions import (
     StoredFailure,
     WindowExpired,
 )
-from idempotency.signals import executed, replayed
+from idempotency.signals import executed, receipt, replayed
 
 if TYPE_CHECKING:
     from django.dispatch import Signal
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from idempotency.querysets import IdempotencyKeyQuerySet
 
 T = TypeVar("T")
+Statement = tuple[str, Sequence[Any]]
+"""SQL with ``%s``, and its parameters."""
 OnCompleted = Literal["replay", "execute", "raise"]
 
 KEY_LENGTH = 255
@@ -154,8 +156,10 @@ def _run_once(
             in_body = True
             value = body()
             in_body = False
-            record = records.complete(operation, claim, codec.dumps(value))
-            tell(executed, records, operation, record)
+            result = codec.dumps(value)
+            pk = records.complete(operation, claim, result, receipts(records, operation))
+            if executed.has_listeners(records.model):
+                tell(executed, records, operation, records.completed(operation, pk, result))
             return Outcome(value, replayed=False)
     except OperationalError as error:
         if in_body or getattr(error.__cause__, "sqlstate", None) not in LOST_RACE:
@@ -192,6 +196,7 @@ def replay(
     records: IdempotencyKeyQuerySet, operation: Operation, found: IdempotencyKey, codec: Codec[T]
 ) -> Outcome[T]:
     value = codec.loads(bytes(found.result or b""))
+    records.write(receipts(records, operation))
     tell(replayed, records, operation, found)
     return Outcome(value, replayed=True)
 
@@ -218,6 +223,14 @@ def require_in_window(operation: Operation, now: datetime) -> None:
         "its duplicates are recognised, so it was not executed. Find out whether it has taken "
         "effect; if it has not, enqueue it anew, or publish it again by a retry in the outbox."
     )
+
+
+def receipts(records: IdempotencyKeyQuerySet, operation: Operation) -> list[Statement]:
+    """Return what others want written in the transaction that finishes the operation."""
+    answers: list[tuple[Any, Any]] = receipt.send(
+        sender=records.model, message_id=operation.message_id, using=records.db
+    )
+    return [statement for _, statement in answers if statement is not None]
 
 
 def tell(

@@ -24,6 +24,7 @@ from idempotency.exceptions import KeyMissing
 ALGORITHM = "idk1"
 DEEPEST = 64
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BUILT_IN = frozenset({str, int, bool, float, type(None), list, tuple, dict})
 
 
 def make_key(
@@ -69,11 +70,12 @@ def _frame(*parts: bytes) -> bytes:
 def _encode(value: Any, path: str, depth: int, *, exact: bool) -> bytes:
     if depth > DEEPEST:
         raise ValueError(f"{path}: nested more than {DEEPEST} levels deep, or in a cycle.")
-    hook = getattr(type(value), "__idempotency_key__", None)
-    if hook is not None:
-        return _encode(hook(value), path, depth + 1, exact=exact)
-    if isinstance(value, enum.Enum):
-        return _encode(value.value, path, depth + 1, exact=exact)
+    if type(value) not in BUILT_IN:
+        hook = getattr(type(value), "__idempotency_key__", None)
+        if hook is not None:
+            return _encode(hook(value), path, depth + 1, exact=exact)
+        if isinstance(value, enum.Enum):
+            return _encode(value.value, path, depth + 1, exact=exact)
     for kind, tag, encode in SCALARS:
         if isinstance(value, kind):
             try:
@@ -152,6 +154,8 @@ def _is_model_instance(value: Any) -> bool:
 
 
 def _text(value: str, exact: bool = True) -> bytes:
+    if value.isascii():
+        return value.encode()
     try:
         return unicodedata.normalize("NFC", value).encode(
             "utf-8", "strict" if exact else "surrogatepass"

@@ -22,7 +22,7 @@ from django.db import connections, transaction
 
 from idempotency import results
 from idempotency.exceptions import ImproperlyUsed, KeyInProgress, LeaseLost
-from idempotency.execution import LOST_RACE, count, tell
+from idempotency.execution import LOST_RACE, count, receipts, tell
 from idempotency.signals import executed, reclaimed
 from idempotency.stores import describe
 
@@ -106,7 +106,9 @@ class Lease:
         for tries in range(1, TRIES + 1):
             try:
                 with transaction.atomic(using=self.records.db):
-                    tell(executed, self.records, self.operation, self._completed(result))
+                    record = self._completed(result)
+                    self.records.write(receipts(self.records, self.operation))
+                    tell(executed, self.records, self.operation, record)
             except self.store.unreachable as error:
                 # Whoever comes next finds out; as a failure it would run again.
                 self._settled = tries == TRIES

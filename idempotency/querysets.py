@@ -16,13 +16,13 @@ from idempotency.exceptions import KeyInProgress
 from idempotency.leased_querysets import LeasedQuerySet
 
 if TYPE_CHECKING:
-    from idempotency.execution import Operation, Outcome
+    from idempotency.execution import Operation, Outcome, Statement
     from idempotency.models import IdempotencyKey
 
 T = TypeVar("T")
 
 # Seconds since 1970, because a driver takes longer to read a timestamp than PostgreSQL to lock.
-LOCK = """
+TRY_LOCK = """
 SELECT pg_try_advisory_xact_lock(%(lock)s), extract(epoch FROM clock_timestamp())::float8
 """
 
@@ -34,6 +34,8 @@ SELECT
 FROM idempotency_idempotencykey
 WHERE key = %(key)s AND namespace = %(namespace)s AND scope = %(scope)s
 """
+
+LOCK_AND_FIND = f"{TRY_LOCK};{FIND}"
 
 LIMIT_WAIT = """
 SELECT current_setting('lock_timeout'), set_config('lock_timeout', %(limit)s, true)
@@ -50,8 +52,8 @@ INSERT INTO idempotency_idempotencykey AS stored (
     created_at, finished_at, expires_at
 )
 VALUES (
-    %(namespace)s, %(scope)s, %(key)s, %(fingerprint)s, 'completed', %(result)s, %(message_id)s,
-    to_timestamp(%(began)s), clock_timestamp(), clock_timestamp() + make_interval(secs => %(ttl)s)
+    %s, %s, %s, %s, 'completed', %s, %s,
+    to_timestamp(%s), clock_timestamp(), clock_timestamp() + make_interval(secs => %s)
 )
 {replace}
 RETURNING id
@@ -68,7 +70,7 @@ ON CONFLICT (key, namespace, scope) DO UPDATE SET
     finished_at = excluded.finished_at, expires_at = excluded.expires_at,
     attempt = excluded.attempt, token = NULL, owner = '', lease_expires_at = NULL,
     checkpoint = NULL, error = ''
-WHERE stored.id = %(replaced)s AND stored.token IS NOT DISTINCT FROM %(token)s
+WHERE stored.id = %s AND stored.token IS NOT DISTINCT FROM %s::uuid
 """
 )
 
@@ -104,7 +106,7 @@ COLUMNS = (
     "error",
 )
 
-UNIQUE_VIOLATION = "23505"
+UNIQUE = "idempotency_key_namespace_scope"
 
 LONGEST_WAIT = 2**31 - 1
 """Milliseconds: the largest lock_timeout."""
@@ -151,11 +153,11 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
         }
         with connection.cursor() as cursor:
             if connection.settings_dict["OPTIONS"].get("server_side_binding"):
-                cursor.execute(LOCK, parameters)
+                cursor.execute(TRY_LOCK, parameters)
                 held, began = cursor.fetchone()
                 cursor.execute(FIND, parameters)
             else:
-                cursor.execute(f"{LOCK};{FIND}", parameters)
+                cursor.execute(LOCK_AND_FIND, parameters)
                 held, began = cursor.fetchone()
                 cursor.nextset()
             row = cursor.fetchone()
@@ -181,43 +183,70 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
             cursor.execute(UNLIMIT_WAIT, {"limit": before})
         return self.claim(operation)
 
-    def complete(self, operation: Operation, claim: Claim, result: bytes) -> IdempotencyKey:
-        """Write the operation's row, in the place of what the claim found, and return it.
+    def complete(
+        self,
+        operation: Operation,
+        claim: Claim,
+        result: bytes,
+        receipts: Sequence[Statement] = (),
+    ) -> int:
+        """Write the operation's row, in the place of what the claim found; return its id.
 
-        Raises ``KeyInProgress`` if somebody has written it since, which the lock prevents but
-        for a snapshot that is older than the lock (REPEATABLE READ).
+        ``receipts`` are written in the same round trip. Raises ``KeyInProgress`` if somebody has
+        written the row since, which the lock prevents but for a snapshot that is older than the
+        lock (REPEATABLE READ).
         """
-        parameters: dict[str, Any] = {
-            "namespace": operation.namespace,
-            "scope": operation.scope,
-            "key": operation.key,
-            "fingerprint": operation.fingerprint,
-            "result": result,
-            "message_id": operation.message_id,
-            "began": claim.began,
-            "ttl": operation.ttl.total_seconds(),
-            "replaced": claim.found.pk if claim.found else None,
-            "token": claim.found.token if claim.found else None,
-        }
-        with connections[self.db].cursor() as cursor:
-            try:
-                cursor.execute(REPLACE if claim.found else INSERT, parameters)
-            except IntegrityError as error:
-                if getattr(error.__cause__, "sqlstate", None) != UNIQUE_VIOLATION:
-                    raise
-                raise written_meanwhile(operation) from error
-            row = cursor.fetchone()
-        if row is None:
-            raise written_meanwhile(operation)
-        # The rest is read if somebody asks for it.
-        values = (
-            row[0],
+        parameters = [
+            operation.namespace,
+            operation.scope,
+            operation.key,
             operation.fingerprint,
-            self.model.State.COMPLETED,
             result,
             operation.message_id,
-        )
+            claim.began,
+            operation.ttl.total_seconds(),
+        ]
+        if claim.found is None:
+            own: Statement = INSERT, parameters
+        else:
+            own = REPLACE, [*parameters, claim.found.pk, claim.found.token]
+        try:
+            row = self.write([own, *receipts])
+        except IntegrityError as error:
+            diagnosis = getattr(error.__cause__, "diag", None)
+            if getattr(diagnosis, "constraint_name", None) != UNIQUE:
+                raise
+            raise written_meanwhile(operation) from error
+        if row is None:
+            raise written_meanwhile(operation)
+        return int(row[0])
+
+    def completed(self, operation: Operation, pk: int, result: bytes) -> IdempotencyKey:
+        """Return the row that ``complete`` has written; its times are read if somebody asks."""
+        completed = self.model.State.COMPLETED
+        values = (pk, operation.fingerprint, completed, result, operation.message_id)
         return self._record(operation, COLUMNS[: len(values)], values)
+
+    def write(self, statements: Sequence[Statement]) -> Any:
+        """Execute statements, in one round trip where the driver lets them travel together.
+
+        Returns the first row of the first one, None without.
+        """
+        if not statements:
+            return None
+        connection = connections[self.db]
+        with connection.cursor() as cursor:
+            if connection.settings_dict["OPTIONS"].get("server_side_binding"):
+                cursor.execute(*statements[0])
+                row = cursor.fetchone() if cursor.description else None
+                for statement in statements[1:]:
+                    cursor.execute(*statement)
+                return row
+            cursor.execute(
+                ";".join(sql for sql, _ in statements),
+                [parameter for _, parameters in statements for parameter in parameters],
+            )
+            return cursor.fetchone() if cursor.description else None
 
     def namespaces(self, limit: int = 1000) -> list[str]:
         """Return the namespaces in the whole table, for the admin's search; ``limit`` at most.

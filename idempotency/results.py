@@ -21,6 +21,7 @@ from idempotency.exceptions import ImproperlyUsed, ResultUnavailable
 CODEC = b"json1:"
 TAG, VALUE = "=", "v"
 DEEPEST = 64
+ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 LARGEST_PLAIN = 13_000
 """Bits: a longer int is written in hex, because Python refuses more than 4,300 decimal digits."""
 
@@ -31,7 +32,7 @@ def dumps(value: Any) -> bytes:
     Raises ``ImproperlyUsed`` for what would not come back equal in value and type; it names the
     path and the type.
     """
-    return CODEC + json.dumps(_pack(value, "result", 0), separators=(",", ":")).encode()
+    return CODEC + ENCODE(_pack(value, "result", 0)).encode()
 
 
 def loads(stored: bytes) -> Any:

@@ -6,6 +6,9 @@ back. Their arguments are ``sender=IdempotencyKey``, ``record`` (the ``Idempoten
 ``message_id`` (the id of the Celery request whose guard this is, ``""`` where there is none) and
 ``using`` (the database alias).
 
+``receipt`` is sent before each of them, with ``message_id`` and ``using``. A receiver returns a
+statement (SQL with ``%s``, and its parameters) or None; it travels with the operation's own.
+
 The others are for counting. They are sent robustly, with the same arguments but ``operation``
 (its ``namespace``, ``scope`` and ``key``) instead of ``record``.
 """
@@ -19,6 +22,9 @@ executed = Signal()
 
 replayed = Signal()
 """The operation had run before, and its stored result is returned."""
+
+receipt = Signal()
+"""The operation is being finished, or has been before: what else is to be written with it?"""
 
 reclaimed = Signal()
 """A lease was stale, and this claim has taken it over."""

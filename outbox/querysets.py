@@ -165,6 +165,10 @@ class OutboxQuerySet(RelayQuerySet):
         """
         return self._execute(EXECUTED, [id])
 
+    def receipt(self, id: UUID) -> tuple[str, list[UUID]]:
+        """Return ``mark_executed`` as a statement, for others to execute with their own."""
+        return EXECUTED, [id]
+
     def mark_failed(self, id: UUID, error: str) -> int:
         """Record that Celery has given the message's task up, unless it was executed."""
         return self._execute(FAILED, {"id": id, "error": storable_text(error), "kept": KEPT_ERRORS})

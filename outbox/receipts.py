@@ -10,7 +10,7 @@ from celery.signals import task_failure
 from django.db import OperationalError, router
 from django.dispatch import receiver
 
-from idempotency.signals import executed, replayed
+from idempotency.signals import receipt
 from outbox.models import OutboxMessage
 
 logger = logging.getLogger(__name__)
@@ -19,12 +19,11 @@ logger = logging.getLogger(__name__)
 SESSION_ENDED = ("08", "57P0")
 
 
-@receiver([executed, replayed], dispatch_uid="outbox.receipts.executed")
-def record_executed(*, message_id: str, using: str, **kwargs: Any) -> None:
-    """Write the receipt in the transaction of the guarded execution, or of its duplicate."""
+@receiver(receipt, dispatch_uid="outbox.receipts.executed")
+def record_executed(*, message_id: str, **kwargs: Any) -> tuple[str, list[UUID]] | None:
+    """Have the receipt written in the transaction of the guarded execution, or of its duplicate."""
     id = _uuid(message_id)
-    if id is not None:
-        OutboxMessage.objects.using(using).mark_executed(id)
+    return None if id is None else OutboxMessage.objects.receipt(id)
 
 
 @task_failure.connect(dispatch_uid="outbox.receipts.failed")

@@ -46,9 +46,25 @@ def test_a_keyword_with_the_name_of_a_positional_parameter_is_kept_apart() -> No
     assert Parameters(function).bind((1,), {"a": 2}) == {"a": 1, "**a": 2}
 
 
-def test_a_wrong_call_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="missing a required argument: 'order_id'"):
-        Parameters(charge).bind((), {})
+@pytest.mark.parametrize(
+    ("args", "kwargs", "text"),
+    [
+        ((), {}, "missing a required argument: 'order_id'"),
+        ((), {"amount": 1}, "missing a required argument: 'order_id'"),
+        ((1, 2, 3), {}, "too many positional arguments"),
+        ((1,), {"order_id": 1}, "multiple values for argument 'order_id'"),
+        ((1,), {"other": 1}, "unexpected keyword argument 'other'"),
+    ],
+)
+def test_a_wrong_call_is_a_type_error(
+    args: tuple[Any, ...], kwargs: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(TypeError, match=text):
+        Parameters(charge).bind(args, kwargs)
+
+
+def test_arguments_come_in_the_order_of_the_signature() -> None:
+    assert list(Parameters(charge).bind((), {"amount": 5, "order_id": 1})) == ["order_id", "amount"]
 
 
 class Color(Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +13,11 @@ from celery.signals import task_failure
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
+from idempotency.execution import Operation, run_once
+from idempotency.leases import run_leased
 from idempotency.models import IdempotencyKey
-from idempotency.signals import executed, replayed
+from idempotency.signals import receipt
+from idempotency.stores import Terms
 from outbox.models import OutboxMessage
 from tests.project import tasks
 from tests.unit.outbox.rows import message, status_of
@@ -25,18 +29,38 @@ record_once: Any = tasks.record_once
 messages = OutboxMessage.objects
 
 
-@pytest.mark.parametrize("signal", [executed, replayed])
-def test_an_execution_and_its_duplicate_write_the_receipt(signal: Any) -> None:
-    row = message("published", record_once.s("x"))
-    record = IdempotencyKey(namespace="x", key="y")
-    signal.send(sender=IdempotencyKey, record=record, message_id=str(row.pk), using="default")
+def execute(message_id: Any, key: str = "k", using: str = "default") -> bool:
+    """Run an operation for a message once; return whether it was a duplicate."""
+    operation = Operation("tests", "", key, ttl=timedelta(days=1), message_id=message_id)
+    return run_once(IdempotencyKey.objects.using(using), operation, lambda: None).replayed
+
+
+def test_an_execution_and_its_duplicate_write_the_receipt() -> None:
+    first, second = message("published"), message("published")
+    assert [execute(str(row.pk)) for row in (first, second)] == [False, True]
+    assert [status_of(row) for row in (first, second)] == ["executed", "executed"]
+
+
+def test_the_receipt_travels_with_the_key() -> None:
+    row = message("published")
+    execute("warm", key="warm")
+    with CaptureQueriesContext(connection) as queries:
+        execute(str(row.pk))
+    assert len([q for q in queries if "SAVEPOINT" not in q["sql"]]) == 2
+
+
+def test_leased_work_writes_the_receipt() -> None:
+    row = message("published")
+    records = IdempotencyKey.objects.using("default")
+    operation = Operation("tests", "", "k", ttl=timedelta(days=1), message_id=str(row.pk))
+    run_leased(records, records, operation, lambda: None, Terms(lease=timedelta(minutes=1)))
     assert status_of(row) == "executed"
 
 
 def test_the_receipt_is_written_on_the_executions_alias() -> None:
     here, there = message("published"), message("published", using="other")
-    for row in (here, there):
-        executed.send(sender=IdempotencyKey, record=None, message_id=str(row.pk), using="other")
+    for key, row in (("a", here), ("b", there)):
+        execute(str(row.pk), key, using="other")
     there.refresh_from_db(using="other")
     assert (status_of(here), there.status) == ("published", "executed")
 
@@ -45,26 +69,27 @@ def test_the_receipt_is_written_on_the_executions_alias() -> None:
 def test_an_execution_that_is_no_messages_is_none_of_our_business(message_id: Any) -> None:
     row = message("published")
     with CaptureQueriesContext(connection) as queries:
-        executed.send(sender=IdempotencyKey, record=None, message_id=message_id, using="default")
-    assert len(queries) == 0
+        execute(message_id or "")
+        answers = receipt.send(sender=IdempotencyKey, message_id=message_id, using="default")
+    assert not any("outbox" in query["sql"] for query in queries)
+    assert {answer for _, answer in answers} == {None}
     assert status_of(row) == "published"
 
 
 def test_a_receipt_that_cannot_be_written_rolls_the_execution_back() -> None:
-    """send(), not send_robust(): effect and receipt are one transaction."""
+    """Effect, key and receipt are one transaction."""
     row = message("published")
 
-    def execute() -> None:
+    def without_the_table() -> None:
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute("ALTER TABLE outbox_outboxmessage RENAME TO elsewhere")
-            executed.send(
-                sender=IdempotencyKey, record=None, message_id=str(row.pk), using="default"
-            )
+            execute(str(row.pk))
 
     with pytest.raises(ProgrammingError, match="does not exist"):
-        execute()
+        without_the_table()
     assert status_of(row) == "published"
+    assert not IdempotencyKey.objects.exists()
 
 
 def fail_finally(task: Any, id: object, error: BaseException) -> None:
