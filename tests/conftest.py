@@ -6,11 +6,13 @@ import shutil
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from django.db import connection
 
 from sample_project.servers import PostgresServer, Server, ServerMissing, ValkeyServer
 from tests.servers.brokers import Broker, open_broker
 from tests.servers.children import Children
 from tests.servers.missing import missing
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.rabbitmq import RabbitMQ
 
 if TYPE_CHECKING:
@@ -46,6 +48,12 @@ def redis_server() -> Iterator[ValkeyServer]:
     if program is None:
         missing("Redis is missing: apt-get install redis-server")
     yield from _running(lambda: ValkeyServer(program=program))
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(django_db_setup: None) -> Iterator[PgBouncer]:
+    """Debian's PgBouncer in transaction mode, before the test databases."""
+    yield from _running(lambda: PgBouncer(connection.settings_dict))
 
 
 @pytest.fixture(params=["rabbitmq", "valkey"])

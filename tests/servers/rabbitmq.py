@@ -6,9 +6,11 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +21,7 @@ from sample_project.processes import Process
 from sample_project.servers import Server, ServerMissing, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 PROGRAM = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # not the wrapper, which changes the user
 
@@ -81,10 +83,45 @@ class RabbitMQ(Server):
         self.kill()
         shutil.rmtree(self.directory / "mnesia")
 
-    def _permit(self, vhost: str) -> None:
+    def _permit(self, vhost: str, name: str = "test") -> None:
         self.api(
-            "PUT", f"permissions/{vhost}/test", {"configure": ".*", "write": ".*", "read": ".*"}
+            "PUT", f"permissions/{vhost}/{name}", {"configure": ".*", "write": ".*", "read": ".*"}
         )
+
+    def ctl(self, *arguments: str) -> None:
+        """Run ``rabbitmqctl``."""
+        finished = subprocess.run(
+            [PROGRAM.with_name("rabbitmqctl"), *arguments],
+            env=self._environment(),
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if finished.returncode:
+            raise RuntimeError(f"rabbitmqctl {arguments[0]} failed: {finished.stderr}")
+
+    def create_user(self, name: str, password: str, vhost: str) -> None:
+        """Create a user who may do everything on the virtual host; or change the password."""
+        self.api("PUT", f"users/{name}", {"password": password, "tags": ""})
+        self._permit(vhost, name)
+
+    def forbid(self, vhost: str, name: str) -> None:
+        """Take a user's permissions on the virtual host away."""
+        self.api("DELETE", f"permissions/{vhost}/{name}")
+
+    def delete_user(self, name: str) -> None:
+        self.api("DELETE", f"users/{name}")
+
+    @contextmanager
+    def out_of_memory(self) -> Iterator[None]:
+        """Raise the memory alarm: connections that publish are blocked until the block ends."""
+        self.ctl("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            yield
+        finally:
+            self.ctl("set_vm_memory_high_watermark", "0.4")
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Call the management API; return the decoded answer, None for an empty one."""
