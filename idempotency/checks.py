@@ -56,6 +56,28 @@ def check_tasks(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Itera
             )
 
 
+@register(Tags.compatibility)
+def check_redis(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iterator[CheckMessage]:
+    """A guarded task whose leases are in Redis has a server and the package for it."""
+    for task in guarded_tasks():
+        guard = guard_of(task)
+        if guard is None or not guard.is_in_redis:
+            continue
+        if not conf.REDIS_URL:
+            yield Error(
+                f'The guarded task {task.name} has store="redis", and IDEMPOTENCY_REDIS_URL names '
+                "no server: each of its deliveries would fail.",
+                hint='Set IDEMPOTENCY_REDIS_URL, or leave store="redis" out.',
+                id="idempotency.E007",
+            )
+        if find_spec("redis") is None:
+            yield Error(
+                f'The guarded task {task.name} has store="redis", which needs the package redis.',
+                hint="Install this package with its extra: […][redis].",
+                id="idempotency.E008",
+            )
+
+
 @register(Tags.compatibility, WINDOW)
 def check_window(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iterator[CheckMessage]:
     """Duplicates are recognised for longer than the broker and the task itself may bring them."""

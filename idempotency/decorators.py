@@ -164,6 +164,11 @@ class LeasedRules:
         self._max_attempts = max_attempts
         self._store = store
 
+    @property
+    def is_in_redis(self) -> bool:
+        """Whether leases are kept in Redis."""
+        return self._store == "redis"
+
     def terms(self, on_completed: OnCompleted) -> Terms:
         """Return the terms of one call."""
         from idempotency.stores import UNLIMITED, Terms
@@ -179,7 +184,7 @@ class LeasedRules:
 
     def store(self, records: IdempotencyKeyQuerySet) -> Store:
         """Return where leases are kept. Raises ``ImproperlyUsed`` where that is not installed."""
-        if self._store == "postgresql":
+        if not self.is_in_redis:
             return records
         try:
             from idempotency.redis import RedisStore
@@ -232,6 +237,11 @@ class Guard:
     def is_leased(self) -> bool:
         """Whether its mode is leased."""
         return self._leased is not None
+
+    @property
+    def is_in_redis(self) -> bool:
+        """Whether its leases are kept in Redis."""
+        return self._leased is not None and self._leased.is_in_redis
 
     @property
     def ttl(self) -> timedelta:

@@ -15,6 +15,7 @@ from django.db import connections
 from idempotency import idempotent
 from idempotency.checks import (
     check_database,
+    check_redis,
     check_settings,
     check_tasks,
     check_window,
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def guarded_task(ttl: float | None = None, **options: Any) -> Iterator[None]:
+def guarded_task(ttl: float | None = None, rules: Any = None, **options: Any) -> Iterator[None]:
     def body() -> None: ...
 
     as_task: Any = app.task(name="tests.checked", shared=False, **options)
-    made = as_task(idempotent(ttl=ttl)(body))
+    made = as_task(idempotent(ttl=ttl, **(rules or {}))(body))
     try:
         yield
     finally:
@@ -46,6 +47,7 @@ def test_the_test_project_is_in_order() -> None:
     assert found(check_settings) == []
     assert found(check_tasks) == []
     assert found(check_window) == []
+    assert found(check_redis) == []
     assert found(check_database, databases=["default", "other"]) == []
 
 
@@ -63,6 +65,39 @@ def test_a_guarded_task_that_a_dying_worker_loses_is_refused(option: str, id: st
 def test_a_guarded_task_with_both_is_in_order() -> None:
     with guarded_task(acks_late=True, reject_on_worker_lost=True):
         assert found(check_tasks) == []
+
+
+IN_REDIS = {"mode": "leased", "store": "redis"}
+
+
+def test_leases_in_redis_without_a_server_are_refused(settings: Any) -> None:
+    with guarded_task(rules=IN_REDIS):
+        [(id, text)] = found(check_redis)
+        settings.IDEMPOTENCY_REDIS_URL = "redis://localhost:1/0"
+        assert found(check_redis) == []
+    assert id == "idempotency.E007"
+    assert "tests.checked" in text
+
+
+def test_leases_in_redis_without_the_package_are_refused(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.IDEMPOTENCY_REDIS_URL = "redis://localhost:1/0"
+
+    def is_there(name: str) -> object:
+        return None if name == "redis" else name
+
+    monkeypatch.setattr("idempotency.checks.find_spec", is_there)
+    with guarded_task(rules=IN_REDIS):
+        [(id, text)] = found(check_redis)
+    assert id == "idempotency.E008"
+    assert "tests.checked" in text
+
+
+@pytest.mark.parametrize("rules", [{}, {"mode": "leased"}])
+def test_leases_in_postgresql_need_no_redis(rules: dict[str, Any]) -> None:
+    with guarded_task(rules=rules):
+        assert found(check_redis) == []
 
 
 def test_an_unknown_setting_is_refused(settings: Any) -> None:
