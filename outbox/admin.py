@@ -306,17 +306,16 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         description=gettext_lazy("Retry although older than the window"),
         permissions=["retry_late"],
     )
-    def retry_late(self, request: HttpRequest, chosen: QuerySet[OutboxMessage]) -> None:
-        self._move(request, RETRY_LATE, chosen)
+    def retry_late(
+        self, request: HttpRequest, chosen: QuerySet[OutboxMessage]
+    ) -> HttpResponseBase | None:
+        return self._ask_and_move(request, RETRY_LATE, chosen)
 
     @admin.action(description=gettext_lazy("Discard selected messages"), permissions=["discard"])
     def discard(
         self, request: HttpRequest, chosen: QuerySet[OutboxMessage]
     ) -> HttpResponseBase | None:
-        if "confirmed" in request.POST:
-            self._move(request, DISCARD, chosen)
-            return None
-        return self._confirm(request, chosen, reverse(self._url_name("changelist")))
+        return self._ask_and_move(request, DISCARD, chosen)
 
     def get_urls(self) -> list[URLPattern]:
         wrap = self.admin_site.admin_view
@@ -338,7 +337,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         """The detail page's button: asks, then discards."""
         chosen = self._chosen(request, object_id, DISCARD)
         if request.method != "POST":
-            return self._confirm(request, chosen, self._page_of(object_id))
+            return self._confirm(request, DISCARD, chosen, self._page_of(object_id))
         self._move(request, DISCARD, chosen)
         return HttpResponseRedirect(self._page_of(object_id))
 
@@ -368,29 +367,38 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         level = messages.WARNING if moved.skipped else messages.SUCCESS
         self.message_user(request, " ".join(parts), level)
 
+    def _ask_and_move(
+        self, request: HttpRequest, move: Move, chosen: QuerySet[OutboxMessage]
+    ) -> HttpResponseBase | None:
+        if "confirmed" not in request.POST:
+            return self._confirm(request, move, chosen, reverse(self._url_name("changelist")))
+        self._move(request, move, chosen)
+        return None
+
     def _confirm(
-        self, request: HttpRequest, chosen: QuerySet[OutboxMessage], back: str
+        self, request: HttpRequest, move: Move, chosen: QuerySet[OutboxMessage], back: str
     ) -> TemplateResponse:
         ids = chosen_ids(chosen)
         rows = OutboxMessage.objects.filter(pk__in=ids)
-        discardable = rows.discardable()
-        states = state_counts(discardable)
+        movable = move.movable(rows)
+        states = state_counts(movable)
         context = {
             **self.admin_site.each_context(request),
-            "title": _("Discard messages?"),
+            "title": _("Discard messages?") if move is DISCARD else _("Retry messages?"),
+            "action": move.name,
             "opts": self.opts,
             "media": self.media,
             "states": states.items(),
             "count": states.total(),
             "others": (state_counts(rows) - states).items(),
-            "listed": discardable.only("pk", "task")[:LISTED_TO_CONFIRM],
+            "listed": movable.only("pk", "task")[:LISTED_TO_CONFIRM],
             "selected": request.POST.getlist(helpers.ACTION_CHECKBOX_NAME),
             "select_across": request.POST.get("select_across", "0"),
             "checkbox_name": helpers.ACTION_CHECKBOX_NAME,
             "back": back,
         }
         return TemplateResponse(
-            request, "admin/outbox/outboxmessage/discard_confirmation.html", context
+            request, f"admin/outbox/outboxmessage/{move.name}_confirmation.html", context
         )
 
     def _page_of(self, object_id: str) -> str:

@@ -46,10 +46,9 @@ def status_of(message: OutboxMessage) -> str:
     return message.status
 
 
-def act(client: Client, action: str, *chosen: OutboxMessage) -> list[str]:
-    response = client.post(
-        LIST, {"action": action, "_selected_action": [str(m.pk) for m in chosen]}, follow=True
-    )
+def act(client: Client, action: str, *chosen: OutboxMessage, **form: str) -> list[str]:
+    data = {"action": action, "_selected_action": [str(m.pk) for m in chosen], **form}
+    response = client.post(LIST, data, follow=True)
     assert response.status_code == 200
     return [str(message) for message in response.context["messages"]]
 
@@ -98,11 +97,25 @@ def test_the_admins_retry_says_how_many_it_skipped_and_why(admin_client: Client)
 
 def test_the_override_is_an_action_of_its_own_and_in_the_log(admin_client: Client) -> None:
     message = enqueue()
-    assert act(admin_client, "retry_late", message) == ["1 message is pending again."]
+    told = act(admin_client, "retry_late", message, confirmed="yes")
+    assert told == ["1 message is pending again."]
     assert status_of(message) == "pending"
     entry = LogEntry.objects.get(object_id=str(message.pk))
     assert entry.change_message == "Retried although older than the window; it was failed."
     assert entry.user.username == "admin"
+
+
+def test_the_override_asks_first(admin_client: Client) -> None:
+    message, other = enqueue(), enqueue(status="executed", executed_at=timezone.now())
+    page = admin_client.post(
+        LIST, {"action": "retry_late", "_selected_action": [str(message.pk), str(other.pk)]}
+    ).content.decode()
+    assert "1 message will be published again" in page
+    assert "Yes, they took no effect" in page
+    assert "neither dead nor failed nor expired nor stuck" in page
+    assert 'name="action" value="retry_late"' in page
+    assert status_of(message) == "failed"
+    assert not LogEntry.objects.exists()
 
 
 def test_the_override_needs_its_own_permission(client: Client) -> None:
@@ -112,10 +125,10 @@ def test_the_override_needs_its_own_permission(client: Client) -> None:
     user.user_permissions.set(Permission.objects.filter(codename__in=names))
     client.force_login(user)
     assert "Retry although older" not in client.get(LIST).content.decode()
-    act(client, "retry_late", message)
+    act(client, "retry_late", message, confirmed="yes")
     assert status_of(message) == "failed"
 
     user.user_permissions.add(Permission.objects.get(codename="retry_late_outboxmessage"))
     assert "Retry although older" in client.get(LIST).content.decode()
-    act(client, "retry_late", message)
+    act(client, "retry_late", message, confirmed="yes")
     assert status_of(message) == "pending"
