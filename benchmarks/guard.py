@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from benchmarks.harness import Ratio, project
 
 BLOCK = 250
 """Messages of one task before those of the other: few, so that both meet the same noise."""
 WARM_UP = 2
+REQUESTS = 300
 KEYS = 10_000_000
 
 # As executions leave them: message ids, in the order of time, over the last week.
@@ -53,6 +57,33 @@ def guarded_task(rounds: int = 20) -> list[Ratio]:
         sides = Side("guarded", guarded, "default"), Side("unguarded", unguarded, "default")
         ratios = _in_turn(*sides, rounds)
     return [Ratio("a guarded task's time over the unguarded one's", ratios)]
+
+
+def guarded_view(rounds: int = 10) -> list[Ratio]:
+    """Send requests of a user to both views in turn, each with a new key, all through Django."""
+    with project("rabbitmq"):
+        from django.contrib.auth.models import User
+        from django.test import Client, override_settings
+
+        client = Client()
+        client.force_login(User.objects.create_user("benchmark"))
+
+        def request(path: str) -> float:
+            headers = {"Idempotency-Key": str(uuid4())}
+            began = time.perf_counter()
+            response = client.post(path, {"label": "view"}, headers=headers)
+            taken = time.perf_counter() - began
+            assert response.status_code == 201
+            return taken
+
+        ratios = []
+        with override_settings(ROOT_URLCONF="benchmarks.urls"):
+            for _ in range(rounds + 1):
+                taken = [(request("/guarded/"), request("/unguarded/")) for _ in range(REQUESTS)]
+                ours, theirs = map(statistics.median, zip(*taken, strict=True))
+                print(f"  guarded {ours * 1e6:,.0f} us   unguarded {theirs * 1e6:,.0f} us")
+                ratios.append(ours / theirs)
+    return [Ratio("a guarded view's time over the unguarded one's", tuple(ratios[1:]))]
 
 
 def many_keys(rounds: int = 20) -> list[Ratio]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.enqueue import enqueue
-from benchmarks.guard import guarded_task, many_keys
+from benchmarks.guard import guarded_task, guarded_view, many_keys
 from benchmarks.harness import Ratio
 from benchmarks.relay import relay
 
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {
     "relay-valkey": lambda: relay("valkey"),
     "enqueue": enqueue,
     "guarded-task": guarded_task,
+    "guarded-view": guarded_view,
     "many-keys": many_keys,
 }
 
