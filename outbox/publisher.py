@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
+import socket
 import time
-from collections import deque
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import takewhile
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from celery import Celery
@@ -20,9 +22,12 @@ from outbox.exceptions import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
-# Messages that may be on their way without a confirm. When a message makes the broker close the
-# channel, only these are in doubt and go out again; a larger window is hardly faster.
-WINDOW = 200
+# Messages that may be on their way without a confirm, and half as many of a batch that is alone.
+# When a message makes the broker close the channel, only these are in doubt and go out again; a
+# larger window is hardly faster.
+WINDOW = 500
+# Linux only: what is written goes out in full segments, and the rest when it is switched off.
+TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 
 # States of a Redis or Valkey server in which it refuses every write, whatever the message.
 # redis-py has a class of its own for some of them; a pipeline's error names the command first.
@@ -33,8 +38,7 @@ REDIS_OUTAGE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A message on its way: what the row holds, with what is made at the publish."""
 
     id: UUID
@@ -59,14 +63,19 @@ class Refused:
 class Published:
     """What became of a batch. A message in neither collection is still to be published.
 
-    ``unavailable`` says why the broker took no more, when it did not.
+    ``deadline``: by the monotonic clock, in seconds. ``unavailable`` says why the broker took no
+    more, when it did not.
     """
 
+    messages: Sequence[Outgoing] = ()
+    deadline: float = math.inf
     confirmed: set[UUID] = field(default_factory=set)
     refused: dict[UUID, Refused] = field(default_factory=dict)
     unavailable: str = ""
     # Sent without a word from the broker so far.
     in_doubt: dict[UUID, Outgoing] = field(default_factory=dict)
+    # The connection on which they went out. On another one nobody waits for their confirms.
+    link: _Link | None = None
 
     def confirm(self, id: UUID) -> None:
         del self.in_doubt[id]
@@ -76,8 +85,11 @@ class Published:
         self.in_doubt.pop(id, None)
         self.refused[id] = Refused(error, permanent)
 
-    def unfinished(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
-        return [m for m in messages if m.id not in self.confirmed and m.id not in self.refused]
+    def unfinished(self) -> list[Outgoing]:
+        if len(self.confirmed) == len(self.messages):
+            return []
+        ended = self.confirmed | self.refused.keys()
+        return [message for message in self.messages if message.id not in ended]
 
 
 class Publisher:
@@ -106,33 +118,58 @@ class Publisher:
                 link.connection.collect(socket_timeout=1)
 
     def publish(self, messages: Sequence[Outgoing], timeout: float) -> Published:
-        """Publish the messages and wait for the broker's word on each, ``timeout`` seconds at most.
+        """Put the messages on their way; ``await_confirms()`` must follow.
+
+        Another batch may be published in between. ``timeout``: seconds until the broker must have
+        had its say on each message.
+        """
+        result = Published(messages, time.monotonic() + timeout)
+        with self._noting_outage(result):
+            self._step(result, messages)
+        return result
+
+    def await_confirms(self, result: Published) -> None:
+        """Wait for the broker's word on each message of the batch.
 
         A failure in the middle is traced to its message: what was on its way without a confirm
         goes out again one at a time, and the message that alone breaks a fresh connection is
         refused. The others go out. When a fresh connection fails, or the time is up, the result
         says ``unavailable`` and no message is at fault.
         """
-        result = Published()
-        deadline = time.monotonic() + timeout
-        stale = self._link
+        with self._noting_outage(result):
+            while not result.unavailable and (unfinished := result.unfinished()):
+                _remaining(result.deadline)
+                self._step(result, unfinished)
+
+    def _step(self, result: Published, unfinished: Sequence[Outgoing]) -> None:
+        suspect = None
         try:
-            while batch := result.unfinished(messages):
-                if result.in_doubt:
-                    batch = [next(iter(result.in_doubt.values()))]
-                link = self._connected()
-                try:
-                    link.publish(batch, result, deadline)
-                except BrokerUnavailable:
-                    raise
-                except Exception as error:
-                    self._reconnect(error)
-                    if len(batch) == 1 and link is not stale:
-                        result.refuse(batch[0].id, _describe(error))
+            link = self._connected()
+            if result.link is link:
+                link.drain(result.in_doubt, result.deadline)
+            elif not result.in_doubt:
+                result.link = link
+                link.publish(unfinished, result)
+            else:
+                # Nothing else may be under way, or it could be to blame.
+                link.drain(link.unconfirmed, result.deadline)
+                suspect = next(iter(result.in_doubt.values()))
+                link.publish([suspect], result)
+                link.drain(link.unconfirmed, result.deadline)
+        except BrokerUnavailable:
+            raise
+        except Exception as error:
+            self._reconnect(error)
+            if suspect is not None:
+                result.refuse(suspect.id, _describe(error))
+
+    @contextmanager
+    def _noting_outage(self, result: Published) -> Iterator[None]:
+        try:
+            yield
         except BrokerUnavailable as error:
             result.unavailable = str(error)
             self.close()
-        return result
 
     def is_empty(self, queue: str) -> bool:
         """Tell whether no message waits in the queue; one that is missing is empty.
@@ -140,7 +177,10 @@ class Publisher:
         What a worker has already taken does not count. Raises ``BrokerUnavailable``.
         """
         try:
-            return self._connected().waiting(queue) == 0
+            link = self._connected()
+            # Or an error of a publish under way would come up.
+            link.drain(link.unconfirmed, time.monotonic() + self.write_timeout)
+            is_empty = link.waiting(queue) == 0
         except BrokerUnavailable:
             raise
         except Exception as error:
@@ -148,6 +188,10 @@ class Publisher:
             raise BrokerUnavailable(
                 f"could not look at queue {queue!r}: {_describe(error)}"
             ) from error
+        if is_empty:
+            # It may have been forgotten, and then with its bindings.
+            link.forget(queue)
+        return is_empty
 
     def _connected(self) -> _Link:
         if self._link is None:
@@ -165,6 +209,9 @@ class Publisher:
 class _Link:
     """A connection with a producer on it. This one publishes one by one, or in kombu's batch."""
 
+    # What is on its way by its delivery tag, oldest first.
+    unconfirmed: Mapping[int, tuple[UUID, Published]] = MappingProxyType({})
+
     def __init__(self, app: Celery, connection: Connection) -> None:
         self.app = app
         self.connection = connection
@@ -173,7 +220,7 @@ class _Link:
         self.channel_errors: Any = connection.channel_errors
         self._declared: dict[tuple[str, str], str] = {}
 
-    def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
+    def publish(self, messages: Sequence[Outgoing], result: Published) -> None:
         sendable = self._declared_of(messages, result)
         if getattr(self.producer, "supports_batch_publish", False):
             result.in_doubt |= {m.id: m for m in sendable}
@@ -188,6 +235,9 @@ class _Link:
                 self._send(message)
                 result.confirm(message.id)
 
+    def drain(self, waiting: Collection[object], deadline: float) -> None:
+        """Take what the broker says until ``waiting`` is empty."""
+
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in the queue."""
         try:
@@ -196,6 +246,10 @@ class _Link:
         except (KeyError, *self.channel_errors):
             return 0
         return int(declared.message_count)
+
+    def forget(self, queue: str) -> None:
+        """Declare the queue anew when it is published to again."""
+        self._declared = {to: problem for to, problem in self._declared.items() if to[0] != queue}
 
     def _send(self, message: Outgoing, **options: Any) -> None:
         self.producer.publish(
@@ -283,74 +337,103 @@ class _ConfirmingLink(_Link):
         self.channel.events["basic_ack"].add(self._on_ack)
         self.channel.events["basic_nack"].add(self._on_nack)
         self.channel.events["basic_return"].add(self._on_return)
+        self.unconfirmed: dict[int, tuple[UUID, Published]] = {}
         self._last_tag = 0
-        self._unconfirmed: deque[tuple[int, UUID]] = deque()
         self._returned: dict[str, str] = {}
-        self._result = Published()
 
-    def publish(self, messages: Sequence[Outgoing], result: Published, deadline: float) -> None:
-        self._result = result
-        # All of it first: an error of a publish under way would come up in a declaration, and
-        # py-amqp opens the channel again without confirms.
+    def publish(self, messages: Sequence[Outgoing], result: Published) -> None:
+        if any((message.queue, message.exchange) not in self._declared for message in messages):
+            # First of all: an error of a publish under way would come up in a declaration, and
+            # py-amqp opens the channel again without confirms.
+            self.drain(self.unconfirmed, result.deadline)
         sendable = self._declared_of(messages, result)
-        for message in sendable:
-            while len(self._unconfirmed) >= WINDOW:
-                self._drain(deadline)
-            self._publish_unconfirmed(message, result, deadline)
-        while self._unconfirmed:
-            self._drain(deadline)
+        window = WINDOW if self.unconfirmed else WINDOW // 2
+        with self._in_full_segments():
+            for message in sendable:
+                while len(self.unconfirmed) >= window:
+                    self._drain_events(result.deadline)
+                self._publish_unconfirmed(message, result)
+
+    def drain(self, waiting: Collection[object], deadline: float) -> None:
+        while waiting:
+            self._drain_events(deadline)
 
     def _require_exchange(self, exchange: str) -> None:
         with self._own_channel() as channel:
             Exchange(exchange, passive=True)(channel).declare()
 
-    def _publish_unconfirmed(self, message: Outgoing, result: Published, deadline: float) -> None:
+    @contextmanager
+    def _in_full_segments(self) -> Iterator[None]:
+        """A segment for each message costs the broker more than the message itself."""
+        sock: socket.socket = self.channel.connection.sock
+        if TCP_CORK is None:
+            yield
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_CORK, 1)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # closed meanwhile
+                sock.setsockopt(socket.IPPROTO_TCP, TCP_CORK, 0)
+
+    def _send(self, message: Outgoing, **options: Any) -> None:
+        # What Producer.publish() does with a message that is serialized already, and no more.
+        properties = dict(message.properties)
+        if message.expiration is not None:
+            properties["expiration"] = str(int(message.expiration * 1000))
+        prepared = self.channel.prepare_message(
+            message.body,
+            properties.pop("priority", None),
+            properties.pop("content_type", None),
+            properties.pop("content_encoding", None),
+            message.headers,
+            properties,
+        )
+        self.channel.basic_publish(
+            prepared, exchange=message.exchange, routing_key=message.routing_key, **options
+        )
+
+    def _publish_unconfirmed(self, message: Outgoing, result: Published) -> None:
         tag = self._last_tag + 1
         result.in_doubt[message.id] = message
-        self._unconfirmed.append((tag, message.id))
+        self.unconfirmed[tag] = (message.id, result)
         try:
             self._send(message, mandatory=True)
         except Exception as error:
             # The broker's errors come up in whichever call is under way. What is left is this
             # message's own: it could not be encoded, and nothing of it was sent.
             recoverable = self.connection.recoverable_connection_errors
-            broken = (*self.channel_errors, *recoverable)
+            broken = (*self.channel_errors, *recoverable, BrokerUnavailable)
             if isinstance(error, broken) or not self.connection.connected:
                 raise
-            self._unconfirmed.remove((tag, message.id))
+            del self.unconfirmed[tag]
             result.refuse(message.id, _describe(error), permanent=True)
         else:
             self._last_tag = tag
 
-    def _drain(self, deadline: float) -> None:
+    def _drain_events(self, deadline: float) -> None:
         try:
             self.connection.drain_events(timeout=_remaining(deadline))
         except TimeoutError as error:
             raise _no_confirms() from error
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
-        for id in self._settled(tag, multiple):
-            if problem := self._returned.pop(str(id), None):
+        for id, result in self._settled(tag, multiple):
+            if self._returned and (problem := self._returned.pop(str(id), None)):
                 self._declared.clear()
-                self._result.refuse(id, problem)
+                result.refuse(id, problem)
             else:
-                self._result.confirm(id)
+                result.confirm(id)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
-        for id in self._settled(tag, multiple):
-            self._result.refuse(id, "the broker refused the message (basic.nack): is a queue full?")
+        for id, result in self._settled(tag, multiple):
+            result.refuse(id, "the broker refused the message (basic.nack): is a queue full?")
 
-    def _settled(self, tag: int, multiple: bool) -> list[UUID]:
+    def _settled(self, tag: int, multiple: bool) -> list[tuple[UUID, Published]]:
+        tags = [tag]
         if multiple:
-            ids = []
-            while self._unconfirmed and self._unconfirmed[0][0] <= tag:
-                ids.append(self._unconfirmed.popleft()[1])
-            return ids
-        if self._unconfirmed and self._unconfirmed[0][0] == tag:
-            return [self._unconfirmed.popleft()[1]]
-        ids = [id for waiting, id in self._unconfirmed if waiting == tag]
-        self._unconfirmed = deque(item for item in self._unconfirmed if item[0] != tag)
-        return ids
+            tags = list(takewhile(lambda unconfirmed: unconfirmed <= tag, self.unconfirmed))
+        return [self.unconfirmed.pop(tag) for tag in tags]
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: Any) -> None:
         # A returned message is confirmed as well, afterwards. Task protocol 1 has no headers.
@@ -369,10 +452,12 @@ def _connect(app: Celery, write_timeout: float) -> _Link:
     connection = app.connection_for_write(transport_options=options)
     # Twice, or once for each of several brokers.
     connection.connect_timeout = min(connection.connect_timeout or math.inf, write_timeout / 4)
+    own_options: Any = connection.transport_options
+    if connection.transport.driver_type == "amqp":
+        own_options["on_blocked"] = _on_blocked
     if connection.transport.driver_type == "redis":
         # For each answer; one that does not come is followed by two tries of a fresh connection.
-        redis_options: Any = connection.transport_options
-        redis_options.setdefault("socket_timeout", write_timeout / 4)
+        own_options.setdefault("socket_timeout", write_timeout / 4)
     try:
         connection.ensure_connection(
             max_retries=max(1, len(connection.alt)), interval_start=0, interval_step=0
@@ -386,6 +471,11 @@ def _connect(app: Celery, write_timeout: float) -> _Link:
         raise BrokerUnavailable(
             f"no connection to the broker at {connection.as_uri()}: {_describe(error)}"
         ) from error
+
+
+def _on_blocked(reason: str) -> None:
+    """RabbitMQ tells that it stops to read from this connection (connection.blocked)."""
+    raise BrokerUnavailable("the broker takes no messages: it is short of memory or disk")
 
 
 def _raise_if_outage(error: BaseException) -> None:

@@ -1,33 +1,25 @@
-"""The relay: claim -> publish -> settle."""
+"""The relay: one batch after the other, through outages, until it is told to stop."""
 
 from __future__ import annotations
 
 import logging
 import random
 import threading
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Generator
+from contextlib import closing
 from datetime import timedelta
-from functools import cache
-from operator import add
-from uuid import UUID
 
-from celery import current_app
-from django.db import (
-    DEFAULT_DB_ALIAS,
-    InterfaceError,
-    InternalError,
-    OperationalError,
-    connections,
-    transaction,
-)
+from celery.app import app_or_default
+from django.db import InterfaceError, InternalError, OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from outbox import wire
+from outbox.batch import Batch, RelayResult, publish_timeout
+from outbox.burst import Burst
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
-from outbox.models import OutboxMessage
-from outbox.publisher import Outgoing, Published, Publisher, Refused
-from outbox.relay_querysets import ClaimedMessage, Refusal
+from outbox.publisher import Publisher
+
+__all__ = ["Relay", "RelayResult"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,30 +28,6 @@ FIRST_WAIT = timedelta(milliseconds=500)
 LONGEST_WAIT = timedelta(seconds=10)
 # InternalError: that is how PostgreSQL ends the session of a relay that outstayed its claim.
 DATABASE_OUTAGES = (OperationalError, InterfaceError, InternalError)
-# Publishing ends before the server would end the session of a relay that holds its claim too long.
-PUBLISH_SHARE = 2 / 3
-
-
-@dataclass(frozen=True, slots=True)
-class RelayResult:
-    """How many messages were published, refused for now, and refused for good.
-
-    ``expired`` ones are over without a receipt; ``postponed`` ones may still be waiting in their
-    queue, and are looked at again.
-    """
-
-    published: int = 0
-    failed: int = 0
-    dead: int = 0
-    expired: int = 0
-    postponed: int = 0
-
-    def __add__(self, other: RelayResult) -> RelayResult:
-        return RelayResult(*map(add, astuple(self), astuple(other)))
-
-    @property
-    def claimed(self) -> int:
-        return sum(astuple(self))
 
 
 class Relay:
@@ -73,7 +41,9 @@ class Relay:
         """``batch_size``: most messages in a batch; ``OUTBOX_BATCH_SIZE`` unless given."""
         self.using = using
         self.batch_size = batch_size
-        self.publisher = Publisher(current_app, self._publish_timeout)
+        # Not current_app, which is a proxy: the relay may run in another thread.
+        self.publisher = Publisher(app_or_default(), publish_timeout())
+        self._burst = Burst(using, self._batch_on)
 
     def run_once(self) -> RelayResult:
         """Claim one batch, publish it, settle it. An empty result: nothing was due.
@@ -82,104 +52,87 @@ class Relay:
         an outage, with nothing counted against any message.
         """
         self.publisher.connect()
-        messages = OutboxMessage.objects.using(self.using)
-        with transaction.atomic(using=self.using):
-            messages.limit_transaction(conf.CLAIM_TIMEOUT)
-            claim = messages.claim(self.batch_size or conf.BATCH_SIZE, conf.BATCH_BYTES)
-            if not claim:
-                return RelayResult()
-            expired = [message.id for message in claim if message.expired]
-            waiting = self._waiting(claim)
-            ended = {*expired, *waiting}
-            readable, unreadable = _outgoing((m for m in claim if m.id not in ended), self.using)
-            published = self.publisher.publish(readable, self._publish_timeout)
-            published.refused |= unreadable
-            result = self._settle(published, expired, waiting)
-        self._report(published)
-        if published.unavailable:
-            raise BrokerUnavailable(published.unavailable)
-        return result
+        batch = self._batch_on(connections[self.using])
+        batch.claim()
+        batch.publish()
+        batch.await_confirms()
+        batch.settle()
+        return _result_of(batch)
 
     def drain(self) -> RelayResult:
         """Publish what is due until nothing is. Raises ``BrokerUnavailable`` in an outage."""
         total = RelayResult()
-        while (result := self.run_once()).claimed:
+        for result in self._results():
             total += result
+            if not result.claimed:
+                break
         return total
 
-    def run(self, stop: threading.Event | None = None) -> None:
+    def run(
+        self, stop: threading.Event | None = None, beat: Callable[[], object] | None = None
+    ) -> None:
         """Publish until ``stop`` is set: at once while there is work, polling when there is none.
 
         Outlives outages of the broker and of the database; says so once when one begins and once
-        when it ends.
+        when it ends. ``beat`` is called in each round, in an outage too: the loop is alive.
         """
         stop = stop or threading.Event()
         outage = _Outage()
+        beat = beat or bool
         while not stop.is_set():
+            beat()
             try:
-                result = self.run_once()
+                with closing(self._results()) as results:
+                    for result in results:
+                        beat()
+                        outage.ended()
+                        if not result.claimed:
+                            stop.wait(conf.POLL_INTERVAL.total_seconds())
+                        if stop.is_set():
+                            break
             except BrokerUnavailable as error:
                 stop.wait(outage.goes_on(f"The broker is unavailable: {error}"))
             except DATABASE_OUTAGES as error:
                 connections[self.using].close()
-                stop.wait(outage.goes_on(f"The database is unavailable: {_first_line(error)}"))
-            else:
-                outage.ended()
-                if not result.claimed:
-                    stop.wait(conf.POLL_INTERVAL.total_seconds())
+                self._burst.close()
+                stop.wait(
+                    outage.goes_on(
+                        f"The database {self.using!r} is unavailable: {_first_line(error)}"
+                    )
+                )
 
     def close(self) -> None:
-        """Close the connection to the broker."""
+        """Close the connections that are the relay's own."""
         self.publisher.close()
+        self._burst.close()
+
+    def _results(self) -> Generator[RelayResult]:
+        """Give the result of each batch; an empty one: nothing was due.
+
+        One batch after the other, and many that overlap as long as they are full.
+        """
+        # Nobody else sees what an open transaction has written, such as a test's.
+        alone = connections[self.using].in_atomic_block
+        while True:
+            result = self.run_once()
+            yield result
+            if result.claimed == self._size and not alone:
+                with closing(self._burst.batches()) as batches:
+                    for batch in batches:
+                        yield _result_of(batch)
+
+    def _batch_on(self, connection: BaseDatabaseWrapper) -> Batch:
+        return Batch(self.using, connection, self.publisher, self._size)
 
     @property
-    def _publish_timeout(self) -> float:
-        seconds: float = conf.CLAIM_TIMEOUT.total_seconds()
-        return seconds * PUBLISH_SHARE
+    def _size(self) -> int:
+        return self.batch_size or conf.BATCH_SIZE
 
-    def _waiting(self, claim: list[ClaimedMessage]) -> list[UUID]:
-        """Return the redeliveries whose last delivery may still be in its queue.
 
-        It is not when the queue is empty, or when later messages of the queue have been executed:
-        so a backlog does not become a storm, and what a broker forgot comes again.
-        """
-        is_empty = cache(self.publisher.is_empty)
-        return [
-            message.id
-            for message in claim
-            if message.redelivery
-            and not message.expired
-            and not message.overtaken
-            and message.queue
-            and not is_empty(message.queue)
-        ]
-
-    def _settle(
-        self, published: Published, expired: list[UUID], waiting: list[UUID]
-    ) -> RelayResult:
-        messages = OutboxMessage.objects.using(self.using)
-        if published.confirmed:
-            messages.settle(published.confirmed)
-        if expired:
-            messages.expire(expired)
-        if waiting:
-            messages.postpone(waiting)
-        dead = 0
-        if published.refused:
-            dead = messages.refuse(
-                [Refusal(id, r.error, r.permanent) for id, r in published.refused.items()]
-            )
-        return RelayResult(
-            len(published.confirmed),
-            len(published.refused) - dead,
-            dead,
-            len(expired),
-            len(waiting),
-        )
-
-    def _report(self, published: Published) -> None:
-        for id, refused in published.refused.items():
-            logger.warning("Message %s was refused by the broker: %s", id, refused.error)
+def _result_of(batch: Batch) -> RelayResult:
+    if batch.unavailable:
+        raise BrokerUnavailable(batch.unavailable)
+    return batch.result
 
 
 class _Outage:
@@ -200,40 +153,6 @@ class _Outage:
         if self.failures:
             logger.warning("Available again after %s failed tries.", self.failures)
         self.failures = 0
-
-
-def _outgoing(
-    claim: Iterable[ClaimedMessage], using: str
-) -> tuple[list[Outgoing], dict[UUID, Refused]]:
-    """Return what can be published, and the errors of rows that somebody wrote by other means."""
-    readable, unreadable = [], {}
-    for message in claim:
-        try:
-            readable.append(_made(message, using))
-        except Exception as error:  # whatever a row holds, it must not stop the others
-            reason = f"the row cannot be read: {type(error).__name__}: {error}"
-            unreadable[message.id] = Refused(reason, permanent=True)
-    return readable, unreadable
-
-
-def _made(message: ClaimedMessage, using: str) -> Outgoing:
-    headers = wire.json_loads(message.headers)
-    # What is made at the publish: how long the broker may keep it, and when that was.
-    if "expires" in headers:
-        headers["expires"] = message.expires_at and message.expires_at.isoformat()
-    headers["published_at"] = message.claimed_at.isoformat()
-    if using != DEFAULT_DB_ALIAS:
-        headers["published_from"] = using
-    return Outgoing(
-        message.id,
-        message.body,
-        headers,
-        {**wire.json_loads(message.properties)},
-        message.exchange,
-        message.routing_key,
-        message.queue,
-        message.expires_in,
-    )
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from django.db import connections, models
@@ -20,8 +20,7 @@ ERROR_LENGTH = 1000
 TRANSACTION_TIMEOUT_SINCE = 170000
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedMessage:
+class ClaimedMessage(NamedTuple):
     """A row that this transaction has locked, with the moments that the database's clock tells."""
 
     id: UUID
@@ -34,7 +33,6 @@ class ClaimedMessage:
     body: bytes
     expires_at: datetime | None
     expires_in: float | None
-    claimed_at: datetime
     # It was published before and its receipt has not come.
     redelivery: bool
     # A message of the same queue that was published after it has its receipt.
@@ -63,16 +61,29 @@ else:
 class RelayQuerySet(QuerySet):
     """``OutboxMessage.objects.using(alias)``: what a relay does to the table of one alias."""
 
-    def limit_transaction(self, claim_timeout: timedelta) -> None:
-        """Let the server end this transaction when its client hangs, stops reading or is paused."""
+    def limit_transaction(self, claim_timeout: timedelta) -> datetime:
+        """Let the server end this transaction when its client hangs, stops reading or is paused.
+
+        Nor need its commit reach the disk at once: if the server crashes then, what was published
+        is published again. Returns the database's time.
+        """
         connection = connections[self.db]
-        names = ["idle_in_transaction_session_timeout", "tcp_user_timeout"]
-        if connection.pg_version >= TRANSACTION_TIMEOUT_SINCE:  # type: ignore[attr-defined]
-            names.append("transaction_timeout")
         milliseconds = str(int(claim_timeout.total_seconds() * 1000))
-        calls = ", ".join(["set_config(%s, %s, true)"] * len(names))
+        limits = {
+            "idle_in_transaction_session_timeout": milliseconds,
+            "tcp_user_timeout": milliseconds,
+            "synchronous_commit": "off",
+        }
+        if connection.pg_version >= TRANSACTION_TIMEOUT_SINCE:  # type: ignore[attr-defined]
+            limits["transaction_timeout"] = milliseconds
+        calls = ", ".join(["set_config(%s, %s, true)"] * len(limits))
         with connection.cursor() as cursor:
-            cursor.execute(f"SELECT {calls}", [x for name in names for x in (name, milliseconds)])
+            cursor.execute(
+                f"SELECT clock_timestamp(), {calls}",
+                [text for limit in limits.items() for text in limit],
+            )
+            moment: datetime = cursor.fetchone()[0]
+            return moment
 
     def claim(self, rows: int, body_bytes: int) -> list[ClaimedMessage]:
         """Lock the messages that have been due longest, bounded in rows and in bytes of bodies.
@@ -82,7 +93,7 @@ class RelayQuerySet(QuerySet):
         parameters: Any = [rows, conf.CLAIM_TIMEOUT, body_bytes]
         with connections[self.db].cursor() as cursor:
             cursor.execute(CLAIM, parameters)
-            return [ClaimedMessage(*row) for row in cursor]
+            return [ClaimedMessage._make(row) for row in cursor.fetchall()]
 
     def settle(self, confirmed: Iterable[UUID]) -> int:
         """Mark claimed messages as published; those that await a receipt are looked at again."""
@@ -152,7 +163,7 @@ WITH locked AS (
     FROM locked
 )
 SELECT id, task, exchange, routing_key, queue, headers, properties, body, expires_at,
-    extract(epoch FROM expires_at - clock_timestamp())::float8, clock_timestamp(),
+    extract(epoch FROM expires_at - clock_timestamp())::float8,
     status = 'published',
     CASE WHEN status = 'published' THEN EXISTS (
         SELECT FROM outbox_outboxmessage AS later
@@ -164,6 +175,7 @@ WHERE bytes_before = 0 OR bytes_before < %s
 ORDER BY available_at, id
 """
 
+# IS TRUE, because with old statistics the planner would walk the index of all that is published.
 SETTLE = """
 UPDATE outbox_outboxmessage
 SET status = 'published', published_at = clock_timestamp(),
@@ -173,19 +185,19 @@ SET status = 'published', published_at = clock_timestamp(),
         THEN clock_timestamp()
             + %(redeliver_after)s * power(2, redeliveries + (status = 'published')::int)
     END
-WHERE id = ANY(%(ids)s) AND status IN ('pending', 'published')
+WHERE id = ANY(%(ids)s) AND (status IN ('pending', 'published')) IS TRUE
 """
 
 POSTPONE = """
 UPDATE outbox_outboxmessage
 SET available_at = clock_timestamp() + %s
-WHERE id = ANY(%s) AND status = 'published'
+WHERE id = ANY(%s) AND (status = 'published') IS TRUE
 """
 
 EXPIRE = """
 UPDATE outbox_outboxmessage
 SET status = 'expired', available_at = NULL
-WHERE id = ANY(%s) AND status IN ('pending', 'published')
+WHERE id = ANY(%s) AND (status IN ('pending', 'published')) IS TRUE
 """
 
 # The wait is drawn from 0 to the bound, "full jitter", so that many messages do not come back at

@@ -14,13 +14,13 @@ from django.db import connections
 
 from idempotency.querysets import IdempotencyKeyQuerySet
 from outbox import publisher
-from outbox.models import OutboxMessage
 from outbox.querysets import OutboxQuerySet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from idempotency.execution import Operation
+    from outbox.relay_querysets import ClaimedMessage
 
 BUG = "PLANTED_BUG"
 FORGOTTEN_AFTER = timedelta(seconds=1)
@@ -28,21 +28,31 @@ FORGOTTEN_AFTER = timedelta(seconds=1)
 
 def marked_before_publish() -> None:
     """The relay commits that it has published, then publishes."""
-    publish = publisher.Publisher.publish
+    claim = OutboxQuerySet.claim
 
-    def publish_marked(
-        self: publisher.Publisher, messages: Sequence[publisher.Outgoing], *args: Any
-    ) -> publisher.Published:
-        OutboxMessage.objects.settle([message.id for message in messages])
-        connections["default"].connection.commit()
-        return publish(self, messages, *args)
+    def claim_marked(self: OutboxQuerySet, *args: Any) -> list[ClaimedMessage]:
+        claimed = claim(self, *args)
+        self.settle([message.id for message in claimed])
+        connections[self.db].connection.commit()
+        return claimed
 
-    publisher.Publisher.publish = publish_marked  # type: ignore[assignment, method-assign]
+    OutboxQuerySet.claim = claim_marked  # type: ignore[method-assign, assignment]
 
 
 def no_confirms() -> None:
     """The relay takes a message that it has written to the socket for a published one."""
-    publisher._ConfirmingLink.publish = publisher._Link.publish  # type: ignore[method-assign]
+    publish = publisher._ConfirmingLink.publish
+
+    def publish_trusting(
+        self: publisher._ConfirmingLink, messages: Any, result: publisher.Published
+    ) -> None:
+        publish(self, messages, result)
+        for id, its_result in self.unconfirmed.values():
+            its_result.confirm(id)
+        self.unconfirmed.clear()
+
+    publisher._ConfirmingLink.publish = publish_trusting  # type: ignore[method-assign]
+    publisher._ConfirmingLink._on_ack = lambda *_: None  # type: ignore[method-assign]
 
 
 def record_outside() -> None:

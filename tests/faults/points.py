@@ -98,7 +98,7 @@ def _on_execution(stop: Callable[[], None]) -> None:
 INSTALL: dict[str, Callable[[Callable[[], None]], None]] = {
     # A relay, from its claim to its commit.
     "claimed": _before(Publisher, "publish"),
-    "published": _after(Publisher, "publish"),
+    "published": _after(Publisher, "await_confirms"),
     "settled": _after(OutboxQuerySet, "settle"),
     # A worker: effects, key and receipt are written and not committed.
     "executed": _on_execution,

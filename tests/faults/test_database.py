@@ -51,7 +51,7 @@ def test_relay_outlives_the_database(
 def _await_said(output: Callable[[], str], *, unavailable: int, again: int) -> None:
     wait_for(
         lambda: (
-            output().count("The database is unavailable") == unavailable
+            output().count("The database 'default' is unavailable") == unavailable
             and output().count("Available again") == again
         ),
         timeout=40,

@@ -54,7 +54,7 @@ def test_paused_relay_loses_its_claim(system: System, tell: Callable[[str], None
         relay.cont_signal()
     for relay in paused:
         wait_for(lambda relay=relay: "Available again" in relay.output(), message=relay.output)  # type: ignore[misc]
-        assert relay.output().count("The database is unavailable") == 1
+        assert relay.output().count("The database 'default' is unavailable") == 1
     system.commit(f"afterwards-{n}" for n in range(EACH))
     system.start_worker()
     system.await_executed()

@@ -30,7 +30,7 @@ pytestmark = [
 
 record: Any = tasks.record
 messages = OutboxMessage.objects
-BLOCKED = r"did not confirm|short of memory or disk"
+BLOCKED = "short of memory or disk"
 
 
 def enqueue(number: int) -> set[str]:

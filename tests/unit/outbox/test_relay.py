@@ -252,7 +252,7 @@ def test_a_run_outlives_its_database_connection(
         enqueue(1)
         wait_for(lambda: len(memory_broker.ids()) == 2)
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
-    assert caplog.records[0].getMessage().startswith("The database is unavailable: ")
+    assert caplog.records[0].getMessage().startswith("The database 'default' is unavailable: ")
     assert "\n" not in caplog.records[0].getMessage()
 
 

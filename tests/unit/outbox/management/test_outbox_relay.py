@@ -126,7 +126,7 @@ def test_a_signal_may_come_while_the_relay_looks_whether_to_stop(
     """A handler runs in the main thread, between two steps of whatever that does."""
 
     class Waiting(Relay):
-        def run(self, stop: threading.Event | None = None) -> None:
+        def run(self, stop: threading.Event | None = None, beat: object = None) -> None:
             assert stop is not None
             with stop._cond:  # type: ignore[attr-defined]
                 os.kill(os.getpid(), number)

@@ -1,0 +1,216 @@
+"""One batch: claim -> publish -> settle, in one transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import cache
+from operator import add
+from uuid import UUID
+
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from outbox import wire
+from outbox.conf import conf
+from outbox.exceptions import BrokerUnavailable
+from outbox.models import OutboxMessage
+from outbox.publisher import Outgoing, Published, Publisher, Refused
+from outbox.querysets import OutboxQuerySet
+from outbox.relay_querysets import ClaimedMessage, Refusal
+
+logger = logging.getLogger(__name__)
+
+# Publishing ends before the server would end the session of a relay that holds its claim too long.
+PUBLISH_SHARE = 2 / 3
+
+
+def publish_timeout() -> float:
+    """Seconds in which a claimed batch must be published."""
+    seconds: float = conf.CLAIM_TIMEOUT.total_seconds()
+    return seconds * PUBLISH_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class RelayResult:
+    """How many messages were published, refused for now, and refused for good.
+
+    ``expired`` ones are over without a receipt; ``postponed`` ones may still be waiting in their
+    queue, and are looked at again.
+    """
+
+    published: int = 0
+    failed: int = 0
+    dead: int = 0
+    expired: int = 0
+    postponed: int = 0
+
+    def __add__(self, other: RelayResult) -> RelayResult:
+        return RelayResult(*map(add, astuple(self), astuple(other)))
+
+    @property
+    def claimed(self) -> int:
+        return sum(astuple(self))
+
+
+class Batch:
+    """Some messages in four steps: claim, publish, await the confirms, settle.
+
+    The first and the last are the two ends of one transaction on ``connection``: the claim is a
+    lock on the rows. What happens in between needs no database, so another batch may be claimed or
+    settled meanwhile, on a connection of its own.
+    """
+
+    def __init__(
+        self, using: str, connection: BaseDatabaseWrapper, publisher: Publisher, size: int
+    ) -> None:
+        self.using = using
+        self.connection = connection
+        self.size = size
+        self.result = RelayResult()
+        self._publisher = publisher
+        self._transaction = self._claim_and_settle()
+        self._claim: list[ClaimedMessage] = []
+        self._now = ""
+        self._published = Published()
+        self._expired: list[UUID] = []
+        self._waiting: list[UUID] = []
+
+    def __len__(self) -> int:
+        return len(self._claim)
+
+    @property
+    def unavailable(self) -> str:
+        """Why the broker took no more, if it did not. Nothing is counted against any message."""
+        return self._published.unavailable
+
+    def claim(self) -> None:
+        """Open the transaction and lock messages that are due; without any it ends at once."""
+        with self._on_connection():
+            next(self._transaction, None)
+
+    def publish(self) -> None:
+        """Put what was claimed on its way."""
+        made = {"published_at": self._now}
+        if self.using != DEFAULT_DB_ALIAS:
+            made["published_from"] = self.using
+        self._expired = [message.id for message in self._claim if message.expired]
+        try:
+            self._waiting = self._still_waiting()
+        except BrokerUnavailable as error:
+            self._published = Published(unavailable=str(error))
+            return
+        ended = {*self._expired, *self._waiting}
+        readable, unreadable = _outgoing((m for m in self._claim if m.id not in ended), made)
+        self._published = self._publisher.publish(readable, publish_timeout())
+        self._published.refused |= unreadable
+
+    def await_confirms(self) -> None:
+        """Wait for the broker's word on each message."""
+        self._publisher.await_confirms(self._published)
+
+    def settle(self) -> None:
+        """Record what became of each message, and commit.
+
+        What was confirmed is settled whatever became of the rest.
+        """
+        with self._on_connection():
+            next(self._transaction, None)
+        for id, refused in self._published.refused.items():
+            logger.warning("Message %s was refused by the broker: %s", id, refused.error)
+
+    def abandon(self) -> None:
+        """Let go of what was claimed, before it is published."""
+        with self._on_connection():
+            self._transaction.close()
+
+    @contextmanager
+    def _on_connection(self) -> Iterator[None]:
+        before = connections[self.using]
+        connections[self.using] = self.connection
+        try:
+            yield
+        finally:
+            connections[self.using] = before
+
+    def _claim_and_settle(self) -> Generator[None]:
+        messages = OutboxMessage.objects.using(self.using)
+        with transaction.atomic(using=self.using):
+            self._now = messages.limit_transaction(conf.CLAIM_TIMEOUT).isoformat()
+            self._claim = messages.claim(self.size, conf.BATCH_BYTES)
+            if self._claim:
+                yield
+                self._record(messages)
+
+    def _record(self, messages: OutboxQuerySet) -> None:
+        published = self._published
+        if published.confirmed:
+            messages.settle(published.confirmed)
+        if self._expired:
+            messages.expire(self._expired)
+        if self._waiting:
+            messages.postpone(self._waiting)
+        dead = 0
+        if published.refused:
+            dead = messages.refuse(
+                [Refusal(id, r.error, r.permanent) for id, r in published.refused.items()]
+            )
+        self.result = RelayResult(
+            published=len(published.confirmed),
+            failed=len(published.refused) - dead,
+            dead=dead,
+            expired=len(self._expired),
+            postponed=len(self._waiting),
+        )
+
+    def _still_waiting(self) -> list[UUID]:
+        """Return the redeliveries whose last delivery may still be in its queue.
+
+        It is not when the queue is empty, or when later messages of the queue have been executed:
+        so a backlog does not become a storm, and what a broker forgot comes again.
+        """
+        is_empty = cache(self._publisher.is_empty)
+        return [
+            message.id
+            for message in self._claim
+            if message.redelivery
+            and not message.expired
+            and not message.overtaken
+            and message.queue
+            and not is_empty(message.queue)
+        ]
+
+
+def _outgoing(
+    claim: Iterable[ClaimedMessage], made: dict[str, str]
+) -> tuple[list[Outgoing], dict[UUID, Refused]]:
+    """Return what can be published, and the errors of rows that somebody wrote by other means.
+
+    ``made``: the headers that are made at the publish.
+    """
+    readable, unreadable = [], {}
+    for message in claim:
+        try:
+            headers = wire.json_loads(message.headers) | made
+            if "expires" in headers:
+                headers["expires"] = message.expires_at and message.expires_at.isoformat()
+            properties = wire.json_loads(message.properties) | {}
+        except Exception as error:  # whatever a row holds, it must not stop the others
+            reason = f"the row cannot be read: {type(error).__name__}: {error}"
+            unreadable[message.id] = Refused(reason, permanent=True)
+        else:
+            readable.append(
+                Outgoing(
+                    message.id,
+                    message.body,
+                    headers,
+                    properties,
+                    message.exchange,
+                    message.routing_key,
+                    message.queue,
+                    message.expires_in,
+                )
+            )
+    return readable, unreadable
