@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from outbox.models import OutboxMessage
 from outbox.relay import Relay, RelayResult
 from tests.helpers import wait_for
 from tests.integration.outbox.queues import arrivals
+from tests.integration.outbox.test_outbox_relay import is_held
 from tests.project import tasks
 from tests.servers.rabbitmq import RabbitMQ
 
@@ -143,3 +146,26 @@ def test_wrong_credentials_are_told_once_and_waited_for(
         assert relay.output().count("is unavailable: ") == 1
     finally:
         server.delete_user("late")
+
+
+# Frozen
+
+
+def test_a_second_signal_leaves_a_broker_that_hangs(
+    server: RabbitMQ, broker: Broker, start_relay: Callable[..., Process]
+) -> None:
+    relay = start_relay()
+    enqueue(1)
+    wait_for(lambda: messages.published().count() == 1, message=relay.output)
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        enqueue(3)
+        wait_for(is_held, message=relay.output)
+        # Two of one kind might be taken for one.
+        relay.send_signal(signal.SIGTERM)
+        relay.send_signal(signal.SIGINT)
+        assert relay.wait(5) in {128 + signal.SIGTERM, 128 + signal.SIGINT}
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    wait_for(lambda: not is_held())
+    assert_nothing_is_counted(3)

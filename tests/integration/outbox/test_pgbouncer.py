@@ -117,8 +117,11 @@ def beside(work: Callable[[], object]) -> Iterator[None]:
 @pytest.mark.usefixtures("pooled")
 def test_each_transaction_has_another_session() -> None:
     """Or the other tests of this file would show nothing."""
-    pids = {asked("SELECT pg_backend_pid()") for _ in range(10 * SESSIONS)}
-    assert len(pids) == SESSIONS
+
+    def sessions() -> int:
+        return len({asked("SELECT pg_backend_pid()") for _ in range(SESSIONS)})
+
+    wait_for(lambda: sessions() == SESSIONS)  # it opens them one after the other
 
 
 @pytest.mark.usefixtures("pooled")
@@ -175,12 +178,13 @@ def test_the_relay_outlives_the_pooler(
     pgbouncer.start()
     relay = start_relay(env=env)
     enqueue(record.s("x"))
-    wait_for(lambda: broker.queue_length() == 1, message=relay.output)
+    wait_for(lambda: messages.published().count() == 1, message=relay.output)
     pgbouncer.kill()
     wait_for(lambda: "is unavailable: " in relay.output(), message=relay.output)
     enqueue(record.s("x"))
     pgbouncer.start()
-    wait_for(lambda: broker.queue_length() == 2, message=relay.output)
+    wait_for(lambda: messages.published().count() == 2, message=relay.output)
+    assert broker.queue_length() == 2
 
 
 @pytest.mark.usefixtures("pooled")

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.core import serializers
 from django.core.exceptions import FieldDoesNotExist
 from django.core.management import call_command
@@ -126,6 +127,16 @@ def test_the_clock_runs_on_in_a_transaction() -> None:
     first, second = message(), message()
     assert began < first.created_at < second.created_at
     assert first.created_at <= second.available_at  # type: ignore[operator]
+
+
+def test_nobody_is_permitted_to_add_change_or_delete_a_message() -> None:
+    named = Permission.objects.filter(content_type__app_label="outbox")
+    assert set(named.values_list("codename", flat=True)) == {
+        "view_outboxmessage",
+        "retry_outboxmessage",
+        "retry_late_outboxmessage",
+        "discard_outboxmessage",
+    }
 
 
 def test_a_later_issues_fields_are_absent() -> None:
