@@ -9,7 +9,7 @@ import pytest
 from tests.faults.ledger import audit
 from tests.faults.members import Member
 from tests.faults.network import Network
-from tests.faults.trail import is_active, note_held, trail
+from tests.faults.trail import note_held, trail
 from tests.helpers import wait_for
 from tests.project.models import Held, Settled
 
@@ -34,20 +34,21 @@ def holding(system: System, network: Network, **env: str) -> tuple[Member, Membe
     """Start two relays: the first holds a claim, because its broker does not answer."""
     holder = Member("relay-1", system, network, env)
     other = Member("relay-2", system, network, {"OUTBOX_POLL_INTERVAL": str(POLL_INTERVAL)})
+    # It shall look for messages when the first one holds them, and not earlier.
+    other.database.hang()
     for relay in (holder, other):
         relay.start()
-        wait_for(relay.is_ready, message=relay.output)
+    wait_for(lambda: other.database.ends, message=other.output)
     system.commit(["before"])
     system.await_published()
-    other.pause()
-    wait_for(lambda: not is_active(other.name))
     holder.broker.hang(answers_only=True)
     system.commit(f"{n}" for n in range(EACH))
     if system.broker.is_amqp:
         # All of it was published, and no confirm has come. Of Valkey it asks something first.
         wait_for(lambda: system.undelivered() == EACH + 1, message=system.describe)
     wait_for(lambda: note_held(holder.name) == EACH, message=system.describe)
-    other.resume()
+    other.database.heal()
+    wait_for(other.is_ready, message=other.output)
     return holder, other
 
 

@@ -40,10 +40,6 @@ TERMINATE = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s
 """
 
-ACTIVE = """
-SELECT pid FROM pg_stat_activity WHERE application_name = %s AND state = 'active'
-"""
-
 
 @contextmanager
 def trail(using: str = "default") -> Iterator[None]:
@@ -64,11 +60,6 @@ def note_held(relay: str, using: str = "default") -> int:
 def terminate(name: str, using: str = "default") -> None:
     """End the sessions of a process, as an administrator does."""
     _execute(using, TERMINATE, name)
-
-
-def is_active(name: str, using: str = "default") -> bool:
-    """Tell whether the server is at work for a process, be it paused meanwhile."""
-    return _execute(using, ACTIVE, name) > 0
 
 
 def _execute(using: str, sql: str, *parameters: str) -> int:
