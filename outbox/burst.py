@@ -33,8 +33,13 @@ class Burst:
         if not self._connections:
             self._connections = [self._connection() for _ in range(CONNECTIONS)]
         self._free = list(self._connections)
-        with ThreadPoolExecutor(1, "outbox-burst") as database:
-            yield from self._overlapping(database)
+        try:
+            with ThreadPoolExecutor(1, "outbox-burst") as database:
+                yield from self._overlapping(database)
+        except BaseException:
+            # Whatever is open on them ends with them.
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connections to the database."""
@@ -44,21 +49,27 @@ class Burst:
 
     def _overlapping(self, database: ThreadPoolExecutor) -> Generator[Batch]:
         claimed: Future[Batch] | None = database.submit(self._claim)
+        unpublished: Batch | None = None
         published: Batch | None = None
         settled: deque[Future[Batch]] = deque()
         try:
             while claimed is not None:
-                batch = claimed.result()
+                batch = unpublished = claimed.result()
                 claimed = database.submit(self._claim) if len(batch) == batch.size else None
                 batch.publish()
+                unpublished = None
                 if published is not None:
                     settled.append(self._finish(published, database))
                 published = batch
+                if batch.unavailable:
+                    break
                 while len(settled) > 1:
                     yield settled.popleft().result()
         finally:
             if claimed is not None:
                 database.submit(lambda: claimed.result().abandon())
+            if unpublished is not None:
+                database.submit(unpublished.abandon)
             if published is not None:
                 settled.append(self._finish(published, database))
         while settled:

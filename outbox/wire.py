@@ -193,7 +193,7 @@ class _CapturingChannel:
                 f"The queue {entity.name!r} of the signature is not in task_queues. The relay "
                 "declares what the settings say: put the queue there, and name it in the signature."
             )
-        if known.as_dict(recurse=True) != entity.as_dict(recurse=True):
+        if known is not entity and known.as_dict(recurse=True) != entity.as_dict(recurse=True):
             raise UnsupportedSignature(
                 f"The queue {entity.name!r} of the signature differs from the one in task_queues. "
                 "The relay declares what the settings say: put the queue there."

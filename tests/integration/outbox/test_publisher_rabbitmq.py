@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from contextlib import closing, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -182,6 +183,30 @@ def test_one_bad_message_among_500_stops_nobody(
     status, attempts, (error,) = fate
     assert (status, attempts) == ("dead" if final else "pending", 1)
     assert re.search(words, error["error"]), error
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("poison", POISONS)
+def test_bad_messages_in_batches_that_overlap_stop_nobody(poison: str, broker: Broker) -> None:
+    """Each is found, whichever batches were on their way with it."""
+    spoil, words, final = POISONS[poison]
+    rows = enqueue(900)
+    bad = [rows[place] for place in (150, 299, 300, 850)]
+    for row in bad:
+        spoil(row)
+    long = timedelta(days=30)
+    backoff = override_settings(OUTBOX_BACKOFF_BASE=long, OUTBOX_BACKOFF_MAX=long)
+    with backoff, closing(Relay(batch_size=100)) as relay:
+        result = relay.drain()
+    assert (result.published, result.claimed - result.published) == (896, 4)
+    arrived = arrivals(broker, "celery")
+    assert set(arrived) == {str(row.pk) for row in rows if row not in bad}
+    assert sum(arrived.values()) <= 896 + 4 * WINDOW
+    refused = messages.filter(pk__in=[row.pk for row in bad])
+    for status, attempts, errors in refused.values_list("status", "attempts", "errors"):
+        assert (status, attempts) == ("dead" if final else "pending", 1)
+        assert re.search(words, errors[0]["error"])
+    assert messages.exclude(pk__in=[row.pk for row in bad]).exclude(attempts=0).count() == 0
 
 
 def test_several_bad_messages_have_an_error_each(broker: Broker, relay: Relay) -> None:
