@@ -86,21 +86,22 @@ class Command(BaseCommand):
 
     def _run(self, relays: Sequence[Relay], liveness_file: str | None) -> None:
         beat = _beat(liveness_file, relays)
-        stops = [_Stop(partial(beat, relay.using)) for relay in relays]
-        self._stop_on_signals(stops)
+        stop = threading.Event()
+        _stop_on_signals(stop)
         with ThreadPoolExecutor(len(relays)) as pool:
             running = [
-                pool.submit(self._relay, relay, stop, alone=len(relays) == 1)
-                for relay, stop in zip(relays, stops, strict=True)
+                pool.submit(self._relay, relay, stop, partial(beat, relay.using), len(relays) == 1)
+                for relay in relays
             ]
             wait(running, return_when=FIRST_EXCEPTION)
-            for stop in stops:
-                stop.set()
+            stop.set()
         for ended in running:
             ended.result()
         self.stdout.write("Stopped.")
 
-    def _relay(self, relay: Relay, stop: threading.Event, *, alone: bool) -> None:
+    def _relay(
+        self, relay: Relay, stop: threading.Event, beat: Callable[[], None], alone: bool
+    ) -> None:
         """Run in a thread of its own, which has connections of its own."""
         try:
             try:
@@ -112,36 +113,24 @@ class Command(BaseCommand):
                     raise
             self.stdout.write(f"Relaying messages of database {relay.using!r}.")
             with database_errors(relay.using):
-                relay.run(stop)
+                relay.run(stop, beat)
         finally:
             relay.close()
             connections.close_all()
 
-    def _stop_on_signals(self, stops: Sequence[threading.Event]) -> None:
-        signals: list[int] = []
 
-        def handle_signal(number: int, frame: object) -> None:
-            if signals:
-                # The second one: leave at once. The server lets go of the rows.
-                os._exit(128 + number)
-            signals.append(number)
-            for stop in stops:
-                stop.set()
+def _stop_on_signals(stop: threading.Event) -> None:
+    signals: list[int] = []
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, handle_signal)
+    def handle_signal(number: int, frame: object) -> None:
+        if signals:
+            # The second one: leave at once. The server lets go of the rows.
+            os._exit(128 + number)
+        signals.append(number)
+        stop.set()
 
-
-class _Stop(threading.Event):
-    """A relay asks it in each round whether to stop, which tells that the relay goes round."""
-
-    def __init__(self, beat: Callable[[], None]) -> None:
-        super().__init__()
-        self._beat = beat
-
-    def is_set(self) -> bool:
-        self._beat()
-        return super().is_set()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle_signal)
 
 
 def _beat(liveness_file: str | None, relays: Sequence[Relay]) -> Callable[[str], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,12 @@ def server(broker: Broker) -> RabbitMQ:
     return broker.server
 
 
+@pytest.fixture
+def relay(broker: Broker) -> Iterator[Relay]:
+    with closing(Relay()) as relay:
+        yield relay
+
+
 # Short of memory
 
 
@@ -64,12 +69,30 @@ def test_a_memory_alarm_is_an_outage_that_ends_by_itself(
     with server.out_of_memory():
         rows = enqueue(20)
         wait_for(lambda: "is unavailable: " in relay.output(), message=relay.output)
-        assert re.search(BLOCKED, relay.output())
+        assert "short of memory or disk" in relay.output()
         assert_nothing_is_counted(20)
     wait_for(lambda: messages.published().count() == 21, message=relay.output)
     assert set(arrivals(broker, "celery")) == first | rows
     assert relay.output().count("is unavailable: ") == 1
     wait_for(lambda: "Available again" in relay.output(), message=relay.output)
+
+
+def test_a_blocked_connection_is_told_at_once(server: RabbitMQ, relay: Relay) -> None:
+    """Not after two thirds of OUTBOX_CLAIM_TIMEOUT, for which the rows would be held."""
+    enqueue(1)
+    assert relay.run_once() == RelayResult(published=1)
+    with server.out_of_memory():
+        enqueue(3)
+        with pytest.raises(BrokerUnavailable, match="short of memory or disk"):
+            relay.run_once()
+        assert_nothing_is_counted(3)
+    wait_for(lambda: published(relay) == 4)
+
+
+def published(relay: Relay) -> int:
+    with suppress(BrokerUnavailable):
+        relay.run_once()
+    return len(messages.published())
 
 
 # Credentials
