@@ -266,6 +266,10 @@ class _Link:
         """Declare what the messages need; refuse those for which that is impossible."""
         # A problem may be mended on the broker: look again with each batch.
         self._declared = {target: "" for target, problem in self._declared.items() if not problem}
+        if not self._declared.keys() >= {(m.queue, m.exchange) for m in messages}:
+            # First of all: an error of a publish under way would come up in a declaration, and
+            # py-amqp opens the channel again without confirms.
+            self.drain(self.unconfirmed, result.deadline)
         return [m for m in messages if self._declare(m, result)]
 
     def _declare(self, message: Outgoing, result: Published) -> bool:
@@ -342,10 +346,6 @@ class _ConfirmingLink(_Link):
         self._returned: dict[str, str] = {}
 
     def publish(self, messages: Sequence[Outgoing], result: Published) -> None:
-        if any((message.queue, message.exchange) not in self._declared for message in messages):
-            # First of all: an error of a publish under way would come up in a declaration, and
-            # py-amqp opens the channel again without confirms.
-            self.drain(self.unconfirmed, result.deadline)
         sendable = self._declared_of(messages, result)
         window = WINDOW if self.unconfirmed else WINDOW // 2
         with self._in_full_segments():

@@ -322,7 +322,7 @@ def _write(drafts: list[tuple[OutboxMessage, Any]], alias: str) -> dict[UUID, An
     parameters = [value for draft, delay in drafts for value in _row(draft, delay)]
     with connections[alias].cursor() as cursor:
         cursor.execute(sql, parameters)
-        return {id: times for id, *times in cursor}
+        return {id: times for id, *times in cursor.fetchall()}
 
 
 def _row(message: OutboxMessage, delay: timedelta | None) -> tuple[Any, ...]:
