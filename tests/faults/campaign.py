@@ -35,7 +35,7 @@ LOOK = 1.0  # seconds between two looks at the backlog
 # Producers wait while so much is in flight: workers that are down for long do not drown later.
 MOST_IN_FLIGHT = 3000
 AT_ONCE = 3  # faults that last at the same time
-STALLED = 60.0  # seconds without a commit in the safety phase
+STALLED = 300.0  # seconds without a commit in the safety phase
 LIVENESS = 180.0  # seconds within which everything must have come to its end
 LOOKS = 3  # times in a row that nothing is under way
 
@@ -127,11 +127,10 @@ class Campaign:
         waiting = plan.draw()
         lasting: dict[str, Iterator[None]] = {}
         injector = Injector(self._members, self._system.broker, self._postgres, CLAIM_TIMEOUT)
-        with Producers(
-            plan.seed, rate=plan.rate, messages=plan.messages, using=self._system.using
-        ) as producers:
+        with Producers(plan.seed, rate=plan.rate, using=self._system.using) as producers:
             moved_at, moved = time.monotonic(), 0
-            while waiting or lasting or not producers.done:
+            while waiting or lasting or producers.committed < plan.messages:
+                producers.require_running()
                 self._begin(waiting, lasting, injector, producers)
                 for victim in list(lasting):
                     if next(lasting[victim], self) is self:
@@ -190,12 +189,17 @@ class Campaign:
         while looks < LOOKS:
             for member in self._members.values():
                 member.supervise()
-            quiet = not in_flight(self._system.using) and not self._system.undelivered()
-            looks = looks + 1 if quiet else 0
+            looks = looks + 1 if self._quiet() else 0
             if time.monotonic() > until:
                 return False
             time.sleep(0.3)
         return True
+
+    def _quiet(self) -> bool:
+        try:
+            return not in_flight(self._system.using) and not self._system.undelivered()
+        except self._system.broker.errors:
+            return False
 
 
 def _told(counter: Counter[str]) -> str:

@@ -147,13 +147,19 @@ class Injector:
         workers = [m for m in self._members.values() if m.role == "worker"]
         for worker in workers:
             worker.broker.hang()
-        yield from _until(lambda: self._broker.queue_length() >= LOSS, AIM)
-        if fault.kind is Kind.FORGET:
-            self._broker.purge()
-        else:
+        yield from _until(self._has_something_to_lose, AIM)
+        if fault.kind is Kind.WIPE:
             yield from self._in_background(self._broker.wipe)
+        elif self._has_something_to_lose():
+            self._broker.purge()
         for worker in workers:
             worker.broker.heal()
+
+    def _has_something_to_lose(self) -> bool:
+        try:
+            return self._broker.queue_length() >= LOSS
+        except self._broker.errors:
+            return False
 
     def _in_background(self, work: Callable[[], object]) -> Iterator[None]:
         done = self._starts.submit(work)

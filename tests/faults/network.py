@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import TracebackType
 
-PATIENCE = 10.0  # seconds within which the network does what it is told
+PATIENCE = 60.0  # seconds within which the network does what it is told
 # Closing a socket that lingers for no time at all resets the connection.
 NO_LINGER = struct.pack("ii", 1, 0)
 

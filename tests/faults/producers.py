@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
-from django.db import InterfaceError, InternalError, OperationalError, connections, transaction
+from django.db import Error, connections, transaction
 
 from tests.faults.tasks import intend
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-# What a producer meets while PostgreSQL restarts; whether the COMMIT took place is in the table.
-OUTAGES = (OperationalError, InterfaceError, InternalError)
 NUMBER = 3
 MOST_AT_ONCE = 20
 LONGEST_HOLD = 1.5  # seconds for which the last producer keeps a transaction open
@@ -25,18 +23,17 @@ RETRY = 0.2  # seconds
 
 
 class Producers:
-    """Threads that commit ``messages`` intents in all, ``rate`` a second.
+    """Threads that commit intents, ``rate`` a second, until the ``with`` statement ends.
 
     Some transactions roll back, as a whole or to a savepoint; some messages are put off; some make
     a task commit a further one. The last producer is slow: others commit while its transactions
     are open. Nothing is committed while ``held`` is set.
     """
 
-    def __init__(self, seed: int, *, rate: float, messages: int, using: str = "default") -> None:
+    def __init__(self, seed: int, *, rate: float, using: str = "default") -> None:
         self.held = threading.Event()
         self._seed = seed
         self._pace = NUMBER / rate  # seconds for one message of one producer
-        self._messages = messages
         self._using = using
         self.committed = 0
         self._lock = threading.Lock()
@@ -44,10 +41,11 @@ class Producers:
         self._pool = ThreadPoolExecutor(NUMBER)
         self._running: list[Future[None]] = []
 
-    @property
-    def done(self) -> bool:
-        """Whether all is committed. Raises what a producer ended with, if it was no outage."""
-        return all(each.done() and each.result() is None for each in self._running)
+    def require_running(self) -> None:
+        """Raise what a producer ended with, if one has ended."""
+        for each in self._running:
+            if each.done():
+                each.result()
 
     def __enter__(self) -> Self:
         self._running = [self._pool.submit(self._produce, number) for number in range(NUMBER)]
@@ -67,7 +65,7 @@ class Producers:
         slow = number == NUMBER - 1
         names = itertools.count()
         try:
-            while self.committed < self._messages and not self._stop.is_set():
+            while not self._stop.is_set():
                 labels = [f"{number}-{next(names)}" for _ in range(chance.randint(1, MOST_AT_ONCE))]
                 if self._stop.wait(self._pace * len(labels)):
                     return
@@ -76,7 +74,8 @@ class Producers:
                 hold = chance.uniform(0, LONGEST_HOLD) if slow else 0.0
                 try:
                     self._commit(chance, labels, hold)
-                except OUTAGES:
+                except Error:
+                    # PostgreSQL restarts; whether the COMMIT took place is in the table.
                     connections[self._using].close()
                     self._stop.wait(RETRY)
                 else:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import redis
+from amqp.exceptions import AMQPError
 from kombu import pools
-from kombu.exceptions import ChannelError
+from kombu.exceptions import ChannelError, OperationalError
 
 from sample_project.servers import ValkeyServer
 from tests.project.celery import app
@@ -38,6 +39,11 @@ class Broker:
     @property
     def is_amqp(self) -> bool:
         return isinstance(self.server, RabbitMQ)
+
+    @property
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What asking it something may raise when it is busy, or has just come back."""
+        return (OSError, OperationalError, AMQPError, redis.RedisError)
 
     @property
     def env(self) -> dict[str, str]:
