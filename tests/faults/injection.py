@@ -13,7 +13,7 @@ from django.db import connections
 from sample_project.servers import children_of
 from tests.faults.postgresql import crash
 from tests.faults.schedule import Fault, Kind
-from tests.faults.trail import note_held, terminate
+from tests.faults.trail import note_held, settled_by, terminate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +88,9 @@ class Injector:
 
     def _aim(self, fault: Fault, relay: Member) -> Iterator[None]:
         """Have the relay publish into a link that hangs, until it holds a claim."""
+        # Not one that is about to connect: it would claim nothing.
+        before = settled_by(relay.name)
+        yield from _until(lambda: settled_by(relay.name) > before, AIM)
         relay.broker.hang(answers_only=fault.sent)
         yield from _until(lambda: note_held(relay.name) > 0, AIM)
 

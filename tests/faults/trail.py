@@ -36,6 +36,12 @@ JOIN pg_stat_activity AS activity ON activity.backend_xid = message.xmax
 WHERE activity.application_name = %s AND message.available_at IS NOT NULL
 """
 
+# Of the last ones only: the table grows for hours.
+LAST_SETTLED = """
+SELECT coalesce(max(id) FILTER (WHERE relay = %s), 0)
+FROM (SELECT id, relay FROM project_settled ORDER BY id DESC LIMIT 1000) AS recent
+"""
+
 TERMINATE = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s
 """
@@ -55,6 +61,13 @@ def trail(using: str = "default") -> Iterator[None]:
 def note_held(relay: str, using: str = "default") -> int:
     """Keep note of what a relay holds in its claim now; return how many messages that are."""
     return _execute(using, NOTE_HELD, relay)
+
+
+def settled_by(relay: str, using: str = "default") -> int:
+    """Read a number that grows with each message that a relay settles."""
+    with connections[using].cursor() as cursor:
+        cursor.execute(LAST_SETTLED, [relay])
+        return int(cursor.fetchone()[0])
 
 
 def terminate(name: str, using: str = "default") -> None:
