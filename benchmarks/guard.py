@@ -7,10 +7,13 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from benchmarks.harness import Ratio, project
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 BLOCK = 250
 """Messages of one task before those of the other: few, so that both meet the same noise."""
@@ -35,28 +38,43 @@ FROM generate_series(1, %(keys)s) AS n,
     ) AS u(id)
 """
 
+# From one effect to the next; the median, so that a stall of the machine is not the task's.
 BLOCKS = """
-SELECT label, extract(epoch FROM max(created_at) - min(created_at)) / (count(*) - 1)
-FROM project_effect GROUP BY label HAVING count(*) = %s
+SELECT label, percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds)
+FROM (
+    SELECT label, extract(epoch FROM created_at - lag(created_at) OVER (
+        PARTITION BY label ORDER BY created_at
+    )) AS seconds
+    FROM project_effect WHERE label LIKE %s
+) AS intervals
+GROUP BY label HAVING count(*) = %s
 """
 
 
 class Side(NamedTuple):
-    """One of two that are compared."""
+    """One of those that are compared."""
 
     name: str
     task: Any
     using: str
 
 
-def guarded_task(rounds: int = 20) -> list[Ratio]:
-    """Have a real worker execute enqueued messages of both tasks, in turn; receipts included."""
+def guarded_task(rounds: int = 16) -> list[Ratio]:
+    """Have a real worker execute enqueued messages of each task, in turn; receipts included."""
     with project("rabbitmq"):
-        from benchmarks.tasks import guarded, unguarded
+        from benchmarks import tasks
 
-        sides = Side("guarded", guarded, "default"), Side("unguarded", unguarded, "default")
-        ratios = _in_turn(*sides, rounds)
-    return [Ratio("a guarded task's time over the unguarded one's", ratios)]
+        sides = {
+            "a guarded task's time": tasks.guarded,
+            "one's without a savepoint": tasks.guarded_flat,
+            "one's that writes key and receipt by hand": tasks.by_hand,
+            "unguarded": tasks.unguarded,
+        }
+        taken = _in_turn([Side(name, task, "default") for name, task in sides.items()], rounds)
+    return [
+        Ratio(f"{name} over the unguarded one's", _ratios(taken[name], taken["unguarded"]))
+        for name in list(sides)[:-1]
+    ]
 
 
 def guarded_view(rounds: int = 10) -> list[Ratio]:
@@ -98,22 +116,26 @@ def many_keys(rounds: int = 20) -> list[Ratio]:
             cursor.execute(FILL, {"result": results.dumps(None), "keys": KEYS})
             cursor.execute("VACUUM ANALYZE idempotency_idempotencykey")
             cursor.execute("CHECKPOINT")
-        sides = Side("full", guarded_on_other, "other"), Side("empty", guarded, "default")
-        ratios = _in_turn(*sides, rounds)
+        sides = [Side("full", guarded_on_other, "other"), Side("empty", guarded, "default")]
+        taken = _in_turn(sides, rounds)
+    ratios = _ratios(taken["full"], taken["empty"])
     return [Ratio(f"a guarded task's time with {KEYS:,} keys over an empty table", ratios)]
 
 
-def _in_turn(one: Side, other: Side, rounds: int) -> tuple[float, ...]:
-    """Have one worker execute blocks of messages of both in turn; return a ratio for each pair."""
+def _in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:
+    """Have one worker execute blocks of each in turn; return the seconds of each one's messages."""
     for block in range(rounds + WARM_UP):
-        for side in (one, other):
+        for side in sides:
             _enqueue(side, block)
-    _execute(other, rounds + WARM_UP - 1)
-    ours, theirs = _seconds(one), _seconds(other)
-    for side, taken in ((one, ours), (other, theirs)):
-        fair = sorted(taken.values())
-        print(f"  {side.name} {fair[len(fair) // 2] * 1e6:,.0f} us")
-    return tuple(ours[block] / theirs[block] for block in range(WARM_UP, rounds + WARM_UP))
+    _execute(sides[-1], rounds + WARM_UP - 1)
+    taken = {side.name: _seconds(side)[WARM_UP:] for side in sides}
+    for name, times in taken.items():
+        print(f"  {name} {statistics.median(times) * 1e6:,.0f} us")
+    return taken
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> tuple[float, ...]:
+    return tuple(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def _enqueue(side: Side, block: int) -> None:
@@ -142,7 +164,7 @@ def _execute(side: Side, last: int) -> None:
         children = Children(Path(directory), broker)
         try:
             worker = children.start_worker(
-                "--include=benchmarks.tasks", concurrency=4, loglevel="WARNING", ready=False
+                "--include=benchmarks.tasks", loglevel="WARNING", ready=False
             )
             wait_for(lambda: effects.count() == BLOCK, timeout=300, interval=1)
             worker.terminate()
@@ -151,11 +173,11 @@ def _execute(side: Side, last: int) -> None:
             children.end()
 
 
-def _seconds(side: Side) -> dict[int, float]:
+def _seconds(side: Side) -> list[float]:
     """Return the seconds that the worker took for each message, block by block."""
     from django.db import connections
 
     with connections[side.using].cursor() as cursor:
-        cursor.execute(BLOCKS, [BLOCK])
-        rows = [(label.rpartition(" "), float(taken)) for label, taken in cursor]
-    return {int(block): taken for (name, _, block), taken in rows if name == side.name}
+        cursor.execute(BLOCKS, [f"{side.name} %", BLOCK])
+        taken = {int(label.rpartition(" ")[2]): float(seconds) for label, seconds in cursor}
+    return [taken[block] for block in sorted(taken)]

@@ -265,10 +265,11 @@ class Guard:
                     'Give it one: @idempotent(key="…{argument}…").'
                 )
             return self.function(*args, **kwargs)
+        using = self.using
         if message_id:
-            _celery().drop_dead_connection(self.using)
+            _celery().drop_dead_connection(using)
         try:
-            return self._run_once(task, message_id, args, kwargs)
+            return self._run_once(task, message_id, using, args, kwargs)
         except KeyInProgress as error:
             if message_id and self._on_in_progress == "retry":
                 _celery().retry_later(task, error)
@@ -279,7 +280,7 @@ class Guard:
             raise
 
     def _run_once(
-        self, task: Task[..., Any] | None, message_id: str, args: Any, kwargs: Any
+        self, task: Task[..., Any] | None, message_id: str, using: str, args: Any, kwargs: Any
     ) -> Any:
         from idempotency.execution import run_once
         from idempotency.leases import run_leased
@@ -287,7 +288,7 @@ class Guard:
         from idempotency.querysets import IdempotencyKeyQuerySet
 
         # objects.using() makes three of them.
-        records = IdempotencyKeyQuerySet(IdempotencyKey, using=self.using)
+        records = IdempotencyKeyQuerySet(IdempotencyKey, using=using)
         operation = self._operation(task, message_id, args, kwargs)
         body = functools.partial(self.function, *args, **kwargs)
         if self._leased is None:

@@ -165,7 +165,8 @@ class OutboxQuerySet(RelayQuerySet):
         """
         return self._execute(EXECUTED, [id])
 
-    def receipt(self, id: UUID) -> tuple[str, list[UUID]]:
+    @staticmethod
+    def receipt(id: UUID) -> tuple[str, list[UUID]]:
         """Return ``mark_executed`` as a statement, for others to execute with their own."""
         return EXECUTED, [id]
 

@@ -12,6 +12,7 @@ from django.dispatch import receiver
 
 from idempotency.signals import receipt
 from outbox.models import OutboxMessage
+from outbox.querysets import OutboxQuerySet
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ SESSION_ENDED = ("08", "57P0")
 def record_executed(*, message_id: str, **kwargs: Any) -> tuple[str, list[UUID]] | None:
     """Have the receipt written in the transaction of the guarded execution, or of its duplicate."""
     id = _uuid(message_id)
-    return None if id is None else OutboxMessage.objects.receipt(id)
+    return None if id is None else OutboxQuerySet.receipt(id)
 
 
 @task_failure.connect(dispatch_uid="outbox.receipts.failed")
