@@ -126,7 +126,9 @@ def draw_faults(seed: int, number: int, *, messages: int) -> list[Fault]:
             bag = [*ESSENTIAL, *bag][:number]
             chance.shuffle(bag)
         drawn += bag
-    moments = sorted(chance.sample(range(messages // 20, messages * 9 // 10), number))
+    # From the start of everything to when there is still something to break.
+    span = range(min(messages // 20, 150), messages - min(messages // 10, 300))
+    moments = sorted(chance.sample(span, number))
     first = {what: drawn.index(what) for what in drawn}
     return [
         _fault(chance, *what, moment, is_first=first[what] == index)
