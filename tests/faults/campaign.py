@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -89,8 +90,16 @@ class Outcome:
 class Campaign:
     """Two relays, two workers, producers, a broker and PostgreSQL, with faults by plan."""
 
-    def __init__(self, system: System, postgres: PostgresServer | None, plan: Plan) -> None:
+    def __init__(
+        self,
+        system: System,
+        postgres: PostgresServer | None,
+        plan: Plan,
+        enough: threading.Event | None = None,
+    ) -> None:
+        """``enough``: when it is set the safety phase ends early, with the faults that last."""
         self._system = system
+        self._enough = enough or threading.Event()
         self._postgres = postgres
         self._plan = plan
         self._outcome = Outcome(plan, system.broker.name)
@@ -131,6 +140,10 @@ class Campaign:
             moved_at, moved = time.monotonic(), 0
             while waiting or lasting or producers.committed < plan.messages:
                 producers.require_running()
+                if self._enough.is_set():
+                    waiting.clear()
+                    if not lasting:
+                        break
                 self._begin(waiting, lasting, injector, producers)
                 for victim in list(lasting):
                     if next(lasting[victim], self) is self:

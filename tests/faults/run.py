@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Machine(options.postgres_bin, options.bug) as machine:
         for number in range(options.seeds):
             broker = BROKERS[number % 2] if options.broker == "both" else options.broker
+            if machine.interrupted:
+                break
             outcome = machine.run(broker, _plan(options, options.first_seed + number))
             outcomes.append(outcome)
             _tell(outcome)
@@ -53,8 +57,10 @@ class Machine:
         self._bug = bug
         self._servers: dict[str, RabbitMQ | ValkeyServer] = {}
         self._stack = ExitStack()
+        self._enough = threading.Event()
 
     def __enter__(self) -> Self:
+        signal.signal(signal.SIGINT, self._interrupt)
         self._stack.enter_context(self._postgres)
         os.environ["DATABASE_URL"] = self._postgres.url
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.faults.settings"
@@ -70,6 +76,10 @@ class Machine:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+
+    @property
+    def interrupted(self) -> bool:
+        return self._enough.is_set()
 
     def run(self, broker: str, plan: Plan) -> Outcome:
         """Run one plan, on empty tables and an empty broker."""
@@ -87,10 +97,18 @@ class Machine:
             children = Children(directory, opened.env)
             with opened.serving_app():
                 try:
-                    return Campaign(System(children, opened), self._postgres, plan).run()
+                    return Campaign(
+                        System(children, opened), self._postgres, plan, self._enough
+                    ).run()
                 finally:
                     children.end()
         raise AssertionError(f"{broker} was not opened")
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        """The first Ctrl-C: break no more, and see what becomes of it all. The second: leave."""
+        if self._enough.is_set():
+            raise KeyboardInterrupt
+        self._enough.set()
 
     def _server(self, broker: str) -> RabbitMQ | ValkeyServer:
         from tests.servers.rabbitmq import RabbitMQ
