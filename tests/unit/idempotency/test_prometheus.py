@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.db import transaction
+from django.dispatch import Signal
 from prometheus_client import REGISTRY, generate_latest
 
 from idempotency import idempotent, signals
@@ -72,7 +73,7 @@ def test_no_outcome_is_left_out() -> None:
     assert told == {
         name: signal
         for name, signal in vars(signals).items()
-        if isinstance(signal, signals.Signal) and signal is not signals.receipt
+        if isinstance(signal, Signal) and signal is not signals.receipt
     }
 
 
