@@ -32,7 +32,7 @@ from idempotency.exceptions import (
 from idempotency.execution import Operation
 from idempotency.keys import lock_number
 from idempotency.models import IdempotencyKey
-from idempotency.signals import executed, replayed
+from idempotency.signals import executed, receipt, replayed
 from tests.helpers import wait_for
 from tests.project.models import Effect
 
@@ -77,6 +77,20 @@ def received(signal: Signal) -> Iterator[list[dict[str, Any]]]:
         yield calls
     finally:
         signal.disconnect(receiver)
+
+
+@contextmanager
+def receipts(sql: str) -> Iterator[None]:
+    """Have a statement with one parameter, "receipt", written with each key."""
+
+    def receiver(**kwargs: Any) -> tuple[str, list[str]]:
+        return sql, ["receipt"]
+
+    receipt.connect(receiver)
+    try:
+        yield
+    finally:
+        receipt.disconnect(receiver)
 
 
 def expire(key: str = "k") -> None:
@@ -124,6 +138,22 @@ class TestAbsent:
             stored = getattr(keys.get(), field.attname)
             told = getattr(call["record"], field.attname)
             assert told == stored, field.name
+
+    def test_a_receipt_is_written_with_the_key(self) -> None:
+        with receipts("INSERT INTO project_effect (label, created_at) VALUES (%s, now())"):
+            run(lambda: None)
+            run(lambda: None)
+        assert keys.count() == 1
+        assert Effect.objects.filter(label="receipt").count() == 2  # a duplicate's, too
+
+    def test_a_receipt_that_violates_a_constraint_is_no_race(self) -> None:
+        with (
+            receipts("INSERT INTO project_effect SELECT * FROM project_effect WHERE label <> %s"),
+            pytest.raises(IntegrityError, match="project_effect_pkey"),
+        ):
+            run()
+        assert not keys.exists()
+        assert not Effect.objects.exists()
 
     def test_a_receiver_that_fails_rolls_everything_back(self) -> None:
         def receiver(**kwargs: Any) -> None:
@@ -542,8 +572,10 @@ def test_server_side_binding_needs_two_statements(settings: Any) -> None:
     options = connection.settings_dict["OPTIONS"]
     options["server_side_binding"] = True
     try:
-        assert not run(lambda: 1).replayed
-        assert run(lambda: 2).value == 1
+        with receipts("INSERT INTO project_effect (label, created_at) VALUES (%s, now())"):
+            assert not run(lambda: 1).replayed
+            assert run(lambda: 2).value == 1
+        assert Effect.objects.filter(label="receipt").count() == 2
     finally:
         del options["server_side_binding"]
 
