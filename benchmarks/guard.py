@@ -89,7 +89,7 @@ def guarded_view(rounds: int = 10) -> list[Ratio]:
         def request(path: str) -> float:
             headers = {"Idempotency-Key": str(uuid4())}
             began = time.perf_counter()
-            response = client.post(path, {"label": "view"}, headers=headers)
+            response = client.post(path, {"label": "view"}, "application/json", headers=headers)
             taken = time.perf_counter() - began
             assert response.status_code == 201
             return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from django.contrib.auth.decorators import login_required
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def write(request: HttpRequest) -> HttpResponse:
     with transaction.atomic():
-        effect = Effect.objects.create(label=request.POST["label"])
+        effect = Effect.objects.create(label=json.loads(request.body)["label"])
     return JsonResponse({"effect": effect.pk}, status=201)
 
 

@@ -276,11 +276,15 @@ class ViewGuard:
     ) -> HttpResponseBase:
         from idempotency.execution import run_once
         from idempotency.models import IdempotencyKey
+        from idempotency.querysets import IdempotencyKeyQuerySet
 
         attempt = _Attempt(self, request, call)
         try:
             outcome = run_once(
-                IdempotencyKey.objects.using(self.using), operation, attempt.run, codec=responses
+                IdempotencyKeyQuerySet(IdempotencyKey, using=self.using),
+                operation,
+                attempt.run,
+                codec=responses,
             )
         except _NotStored:
             return attempt.response
