@@ -68,7 +68,7 @@ class Batch:
     ) -> None:
         self.using = using
         self.connection = connection
-        self.size = size
+        self._size = size
         self.result = RelayResult()
         self._publisher = publisher
         self._transaction = self._claim_and_settle()
@@ -78,8 +78,10 @@ class Batch:
         self._expired: list[UUID] = []
         self._waiting: list[UUID] = []
 
-    def __len__(self) -> int:
-        return len(self._claim)
+    @property
+    def is_full(self) -> bool:
+        """Whether more may be due than it could hold."""
+        return len(self._claim) == self._size
 
     @property
     def unavailable(self) -> str:
@@ -139,7 +141,7 @@ class Batch:
         messages = OutboxMessage.objects.using(self.using)
         with transaction.atomic(using=self.using):
             self._now = messages.limit_transaction(conf.CLAIM_TIMEOUT).isoformat()
-            self._claim = messages.claim(self.size, conf.BATCH_BYTES)
+            self._claim = messages.claim(self._size, conf.BATCH_BYTES)
             if self._claim:
                 yield
                 self._record(messages)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
@@ -34,17 +33,28 @@ def relay(memory_broker: MemoryBroker) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def settling_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the threads that settle, batch by batch."""
-    names: list[str] = []
-    settle = OutboxQuerySet.settle
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a relay does to the database, and on which of its connections."""
+    told: list[str] = []
+    wrappers: list[object] = []
 
-    def told(self: OutboxQuerySet, confirmed: Any) -> int:
-        names.append(threading.current_thread().name)
-        return settle(self, confirmed)
+    def telling(name: str) -> None:
+        method = getattr(OutboxQuerySet, name)
 
-    monkeypatch.setattr(OutboxQuerySet, "settle", told)
-    return names
+        def tell(self: OutboxQuerySet, *args: Any) -> Any:
+            done = method(self, *args)
+            if done:
+                wrapper = connections[self.db]
+                if wrapper not in wrappers:
+                    wrappers.append(wrapper)
+                told.append(f"{name} {wrappers.index(wrapper)}")
+            return done
+
+        monkeypatch.setattr(OutboxQuerySet, name, tell)
+
+    telling("claim")
+    telling("settle")
+    return told
 
 
 def enqueue(number: int) -> list[str]:
@@ -58,26 +68,27 @@ def assert_nothing_is_locked() -> None:
         list(messages.select_for_update(nowait=True))
 
 
-def test_full_batches_are_settled_beside_the_next_and_all_are_published(
-    relay: Relay, memory_broker: MemoryBroker, settling_threads: list[str]
+def test_a_full_batch_is_settled_when_the_next_one_is_on_its_way(
+    relay: Relay, memory_broker: MemoryBroker, steps: list[str]
 ) -> None:
     ids = enqueue(9)
     assert relay.drain() == RelayResult(published=9)
     assert memory_broker.ids() == ids
     assert messages.published().count() == 9
-    first, *others = settling_threads
-    assert first == threading.current_thread().name
-    assert len(others) == 4
-    assert all(name.startswith("outbox-burst") for name in others)
+    assert steps == [
+        *("claim 0", "settle 0"),
+        *("claim 0", "claim 1", "settle 0", "claim 0", "settle 1", "claim 1", "settle 0"),
+        "settle 1",
+    ]
 
 
-def test_what_does_not_fill_a_batch_needs_no_further_connection(
-    relay: Relay, settling_threads: list[str]
+def test_what_does_not_fill_a_batch_needs_no_second_connection(
+    relay: Relay, steps: list[str]
 ) -> None:
     enqueue(1)
     assert relay.drain() == RelayResult(published=1)
-    assert settling_threads == [threading.current_thread().name]
-    assert relay._burst._connections == []
+    assert steps == ["claim 0", "settle 0"]
+    assert relay._burst._second is None
 
 
 def test_a_relay_goes_on_after_a_burst(relay: Relay, memory_broker: MemoryBroker) -> None:
