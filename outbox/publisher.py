@@ -189,8 +189,9 @@ class Publisher:
                 f"could not look at queue {queue!r}: {_describe(error)}"
             ) from error
         if is_empty:
-            # It may have been forgotten, and then with its bindings.
-            link.forget(queue)
+            # It may have been forgotten, and then with its bindings. A connection remembers what
+            # has been declared on it; a fresh one declares it again.
+            self.close()
         return is_empty
 
     def _connected(self) -> _Link:
@@ -246,10 +247,6 @@ class _Link:
         except (KeyError, *self.channel_errors):
             return 0
         return int(declared.message_count)
-
-    def forget(self, queue: str) -> None:
-        """Declare the queue anew when it is published to again."""
-        self._declared = {to: problem for to, problem in self._declared.items() if to[0] != queue}
 
     def _send(self, message: Outgoing, **options: Any) -> None:
         self.producer.publish(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.faults.ledger import audit, backlog
 from tests.helpers import wait_for
@@ -43,3 +43,15 @@ def test_broker_loses_everything(system: System) -> None:
     system.commit(f"afterwards-{n}" for n in range(EACH))
     system.await_executed()
     assert audit().violations() == [], str(audit())
+
+
+def test_bindings_that_were_lost_are_made_again(system: System) -> None:
+    """A relay that is not told of it (FLUSHALL) finds out when the receipt does not come."""
+    system.start_relay(env={"OUTBOX_REDELIVER_AFTER": "1"})
+    behind_exchange: dict[str, Any] = {"queue": "topical", "routing_key": "topic.x"}
+    system.commit(["before"], **behind_exchange)
+    wait_for(lambda: system.broker.queue_length("topical") == 1, message=system.describe)
+    system.broker.wipe()
+    system.commit(["afterwards"], **behind_exchange)
+    # The other one waits until it cannot be in the queue any more.
+    wait_for(lambda: system.broker.queue_length("topical") >= 1, message=system.describe)
