@@ -8,6 +8,8 @@ from collections.abc import Callable
 from benchmarks.harness import Ratio, project, seconds
 
 VIEWS = 400
+# The broker goes on with a message for a while after its confirm: views in turn would pay for it.
+IN_A_ROW = 50
 
 
 def enqueue(rounds: int = 7) -> list[Ratio]:
@@ -49,9 +51,9 @@ def enqueue(rounds: int = 7) -> list[Ratio]:
 
 
 def _medians(views: list[Callable[..., object]], request: object) -> list[float]:
-    """Return each view's median seconds, with the views called in turn."""
+    """Return each view's median seconds; some calls of each in turn."""
     times: list[list[float]] = [[] for _ in views]
-    for _ in range(VIEWS):
+    for _ in range(VIEWS // IN_A_ROW):
         for view, taken in zip(views, times, strict=True):
-            taken.append(seconds(lambda view=view: view(request)))
+            taken += [seconds(lambda view=view: view(request)) for _ in range(IN_A_ROW)]
     return [statistics.median(taken) for taken in times]
