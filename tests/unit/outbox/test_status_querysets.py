@@ -183,7 +183,8 @@ def test_nothing_is_read_whole(statistics: str) -> None:
             message()
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE outbox_outboxmessage")
-        messages.all().delete()
+        # Not DELETE: what other tests have left in the indexes would be read as well.
+        cursor.execute("TRUNCATE outbox_outboxmessage")
         cursor.execute(ROWS, [100_000])
         if statistics == "fresh":
             cursor.execute("ANALYZE outbox_outboxmessage")
