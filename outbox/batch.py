@@ -56,11 +56,11 @@ class RelayResult:
 
 
 class Batch:
-    """Some messages in four steps: claim, publish, await the confirms, settle.
+    """Some messages in two halves: claim and publish, then await the confirms and settle.
 
-    The first and the last are the two ends of one transaction on ``connection``: the claim is a
-    lock on the rows. What happens in between needs no database, so another batch may be claimed or
-    settled meanwhile, on a connection of its own.
+    Claim and settling are the two ends of one transaction on ``connection``: the claim is a lock
+    on the rows. Between the halves another batch may begin, on a connection of its own. An error
+    in either half ends the transaction.
     """
 
     def __init__(
@@ -88,13 +88,24 @@ class Batch:
         """Why the broker took no more, if it did not. Nothing is counted against any message."""
         return self._published.unavailable
 
-    def claim(self) -> None:
-        """Open the transaction and lock messages that are due; without any it ends at once."""
+    def begin(self) -> None:
+        """Claim messages that are due and put them on their way; without any it ends at once."""
         with self._on_connection():
             next(self._transaction, None)
+            self._publish()
 
-    def publish(self) -> None:
-        """Put what was claimed on its way."""
+    def finish(self) -> None:
+        """Wait for the broker's word on each message, record what became of it, and commit.
+
+        What was confirmed is settled whatever became of the rest.
+        """
+        with self._on_connection():
+            self._publisher.await_confirms(self._published)
+            next(self._transaction, None)
+        for id, refused in self._published.refused.items():
+            logger.warning("Message %s was refused by the broker: %s", id, refused.error)
+
+    def _publish(self) -> None:
         made = {"published_at": self._now}
         if self.using != DEFAULT_DB_ALIAS:
             made["published_from"] = self.using
@@ -109,31 +120,15 @@ class Batch:
         self._published = self._publisher.publish(readable, publish_timeout())
         self._published.refused |= unreadable
 
-    def await_confirms(self) -> None:
-        """Wait for the broker's word on each message."""
-        self._publisher.await_confirms(self._published)
-
-    def settle(self) -> None:
-        """Record what became of each message, and commit.
-
-        What was confirmed is settled whatever became of the rest.
-        """
-        with self._on_connection():
-            next(self._transaction, None)
-        for id, refused in self._published.refused.items():
-            logger.warning("Message %s was refused by the broker: %s", id, refused.error)
-
-    def abandon(self) -> None:
-        """Let go of what was claimed, before it is published."""
-        with self._on_connection():
-            self._transaction.close()
-
     @contextmanager
     def _on_connection(self) -> Iterator[None]:
         before = connections[self.using]
         connections[self.using] = self.connection
         try:
             yield
+        except BaseException:
+            self._transaction.close()
+            raise
         finally:
             connections[self.using] = before
 

@@ -29,23 +29,18 @@ class Burst:
         if self._second is None:
             self._second = connections.create_connection(self._using)
         turns = cycle((connections[self._using], self._second))
-        unpublished: Batch | None = None
         published: Batch | None = None
         try:
             while published is None or (published.is_full and not published.unavailable):
-                batch = unpublished = self._batch_on(next(turns))
-                batch.claim()
-                batch.publish()
-                unpublished = None
+                batch = self._batch_on(next(turns))
+                batch.begin()
                 last, published = published, batch
                 if last is not None:
-                    _finish(last)
+                    last.finish()
                     yield last
         finally:
-            if unpublished is not None:
-                unpublished.abandon()
             if published is not None:
-                _finish(published)
+                published.finish()
         yield published
 
     def close(self) -> None:
@@ -53,8 +48,3 @@ class Burst:
         second, self._second = self._second, None
         if second is not None:
             second.close()
-
-
-def _finish(batch: Batch) -> None:
-    batch.await_confirms()
-    batch.settle()

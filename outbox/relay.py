@@ -53,10 +53,8 @@ class Relay:
         """
         self.publisher.connect()
         batch = self._batch_on(connections[self.using])
-        batch.claim()
-        batch.publish()
-        batch.await_confirms()
-        batch.settle()
+        batch.begin()
+        batch.finish()
         return _result_of(batch)
 
     def drain(self) -> RelayResult:

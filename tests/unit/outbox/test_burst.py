@@ -144,13 +144,14 @@ def test_an_error_of_the_database_ends_a_burst_and_only_that(
     assert len(memory_broker.ids()) <= 12 + 2
 
 
-@pytest.mark.parametrize("call", [2, 3, 4])
+@pytest.mark.parametrize("name", ["publish", "await_confirms"])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_an_error_of_its_own_lets_go_of_every_batch(
-    call: int, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    name: str, call: int, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enqueue(12)
-    failing = failing_once(Publisher.publish, LookupError("a bug"), call)
-    monkeypatch.setattr(Publisher, "publish", failing)
+    failing = failing_once(getattr(Publisher, name), LookupError("a bug"), call)
+    monkeypatch.setattr(Publisher, name, failing)
     with pytest.raises(LookupError):
         relay.drain()
     assert_nothing_is_locked()
