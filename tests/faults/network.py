@@ -14,7 +14,6 @@ from sample_project.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from types import TracebackType
 
 PATIENCE = 60.0  # seconds within which the network does what it is told
 # Closing a socket that lingers for no time at all resets the connection.
@@ -57,12 +56,7 @@ class Network:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -14,7 +14,6 @@ from tests.faults.tasks import intend
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
-    from types import TracebackType
 
 NUMBER = 3
 MOST_AT_ONCE = 20
@@ -51,12 +50,7 @@ class Producers:
         self._running = [self._pool.submit(self._produce, number) for number in range(NUMBER)]
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._pool.shutdown()
 

@@ -34,23 +34,23 @@ class Intent(models.Model):
         return self.label
 
 
-class Held(models.Model):
+class RelayedMessage(models.Model):
+    """What a relay did to a message, and when."""
+
+    message_id = models.UUIDField(db_index=True)
+    relay = models.CharField(max_length=40)
+    at = models.DateTimeField()
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.message_id} {self.relay}"
+
+
+class Held(RelayedMessage):
     """A message that a relay held in its claim when it was killed, paused or cut off."""
 
-    message_id = models.UUIDField(db_index=True)
-    relay = models.CharField(max_length=40)
-    at = models.DateTimeField()
 
-    def __str__(self) -> str:
-        return f"{self.message_id} {self.relay}"
-
-
-class Settled(models.Model):
+class Settled(RelayedMessage):
     """A message that a relay marked published, in the transaction that marked it."""
-
-    message_id = models.UUIDField(db_index=True)
-    relay = models.CharField(max_length=40)
-    at = models.DateTimeField()
-
-    def __str__(self) -> str:
-        return f"{self.message_id} {self.relay}"
