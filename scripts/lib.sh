@@ -37,3 +37,10 @@ apt_install() (
     quietly apt-update apt-get -q update &&
         quietly apt-install apt-get -q install -y --no-install-recommends "$@"
 )
+
+# parallel <pytest command...>: one process more than there are cores, up to four, because many
+# tests wait; each has servers of its own. The order of collection stays: slow tests come first.
+parallel() {
+    local processes=$(($(nproc) + 1))
+    "$@" --numprocesses $((processes > 4 ? 4 : processes)) --dist loadfile --no-loadscope-reorder
+}

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Server)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow tests: what begins last would keep one process busy, and others idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(postgres: PostgresServer | None) -> None:
     """Start PostgreSQL before pytest-django creates the test databases."""

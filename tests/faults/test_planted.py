@@ -113,6 +113,7 @@ def other(children: Children, broker: Broker, rabbitmq: RabbitMQ) -> Iterator[Sy
         yield System(children, second, "other")
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
 def test_no_confirms_is_lost(system: System, other: System, rabbitmq: RabbitMQ) -> None:
     """RabbitMQ freezes with messages on their way to it, then dies."""

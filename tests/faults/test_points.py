@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.faults.ledger import audit, backlog
 from tests.faults.points import stopping
 from tests.helpers import wait_for
@@ -18,6 +20,7 @@ RELAY_POINTS = ("claimed", "published", "settled")
 EACH = 20  # messages for each point
 
 
+@pytest.mark.slow
 def test_killed_at_each_point(system: System, tell: Callable[[str], None]) -> None:
     for point in RELAY_POINTS:
         system.commit(f"{point}-{n}" for n in range(EACH))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EACH = 20
 
 
+@pytest.mark.slow
 def test_need_no_hand(system: System, postgres: PostgresServer | None) -> None:
     if postgres is None:
         pytest.skip("DATABASE_URL names a server that is not ours to restart")

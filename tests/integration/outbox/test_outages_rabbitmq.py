@@ -99,15 +99,15 @@ def published(relay: Relay) -> int:
 
 
 @pytest.fixture
-def relay_of_user(
-    server: RabbitMQ, broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Relay]:
+def relay_of_user(server: RabbitMQ, broker: Broker) -> Iterator[Relay]:
     """A relay that connects as the user "relay"."""
     server.create_user("relay", "first", vhost_of(broker))
-    monkeypatch.setenv("CELERY_BROKER_URL", url_of(broker, "relay", "first"))
     try:
-        with closing(Relay()) as relay:
-            yield relay
+        # Put back here: before the broker's own address is.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("CELERY_BROKER_URL", url_of(broker, "relay", "first"))
+            with closing(Relay()) as relay:
+                yield relay
     finally:
         with suppress(OSError):
             server.delete_user("relay")
