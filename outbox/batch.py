@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
+from datetime import timedelta
 from functools import cache
 from operator import add
 from uuid import UUID
@@ -20,6 +22,7 @@ from outbox.models import OutboxMessage
 from outbox.publisher import Outgoing, Published, Publisher, Refused
 from outbox.querysets import OutboxQuerySet
 from outbox.relay_querysets import ClaimedMessage, Refusal
+from outbox.watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +67,19 @@ class Batch:
     """
 
     def __init__(
-        self, using: str, connection: BaseDatabaseWrapper, publisher: Publisher, size: int
+        self,
+        using: str,
+        connection: BaseDatabaseWrapper,
+        publisher: Publisher,
+        watermark: Watermark,
+        size: int,
     ) -> None:
         self.using = using
         self.connection = connection
         self._size = size
         self.result = RelayResult()
         self._publisher = publisher
+        self._watermark = watermark
         self._transaction = self._claim_and_settle()
         self._claim: list[ClaimedMessage] = []
         self._now = ""
@@ -134,12 +143,27 @@ class Batch:
 
     def _claim_and_settle(self) -> Generator[None]:
         messages = OutboxMessage.objects.using(self.using)
-        with transaction.atomic(using=self.using):
-            self._now = messages.limit_transaction(conf.CLAIM_TIMEOUT).isoformat()
-            self._claim = messages.claim(self._size, conf.BATCH_BYTES)
-            if self._claim:
-                yield
-                self._record(messages)
+        done = False
+        try:
+            with transaction.atomic(using=self.using):
+                self._take(messages)
+                if self._claim:
+                    yield
+                    self._record(messages)
+            done = self.result.claimed == len(self._claim)
+        finally:
+            if not done:
+                self._watermark.forget()
+
+    def _take(self, messages: OutboxQuerySet) -> None:
+        now = messages.limit_transaction(conf.CLAIM_TIMEOUT)
+        self._now = now.isoformat()
+        start = self._watermark.start(now)
+        began = time.perf_counter()
+        self._claim = messages.claim(self._size, conf.BATCH_BYTES, start)
+        took = timedelta(seconds=time.perf_counter() - began)
+        latest = self._claim[-1].available_at if self._claim else None
+        self._watermark.note(now, start, latest, took)
 
     def _record(self, messages: OutboxQuerySet) -> None:
         published = self._published

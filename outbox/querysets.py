@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -128,6 +128,30 @@ class OutboxQuerySet(RelayQuerySet):
 
         Raises ``ValueError`` for another state.
         """
+        return self._purge(older_than, batch_size, states, {})
+
+    def purge_in_batches(
+        self, older_than: timedelta, batch_size: int = 1000, states: Iterable[str] = FINISHED
+    ) -> Iterator[int]:
+        """Purge batch by batch, a transaction each, and give how many each deleted, to the end.
+
+        Each goes on where the last one ended: past what that deleted, which the index still has
+        while a transaction is open anywhere. Raises what ``purge`` raises.
+        """
+        names, reached = list(states), dict[str, datetime]()
+        deleted = batch_size
+        while deleted == batch_size:
+            deleted = self._purge(older_than, batch_size, names, reached)
+            yield deleted
+
+    def _purge(
+        self,
+        older_than: timedelta,
+        batch_size: int,
+        states: Iterable[str],
+        reached: dict[str, datetime],
+    ) -> int:
+        """``reached``: of each state, when the last message was created that a batch has taken."""
         names = list(dict.fromkeys(states))
         if unknown := set(names) - set(PURGEABLE):
             raise ValueError(
@@ -140,9 +164,14 @@ class OutboxQuerySet(RelayQuerySet):
             # Each state by itself, oldest first: so the index serves it, whatever the statistics.
             for name in names:
                 rows = self.using(alias).filter(_over_since(older_than), status=name)
+                if name in reached:
+                    rows = rows.filter(created_at__gte=reached[name])
                 free = rows.order_by("created_at", "pk").select_for_update(skip_locked=True)
-                ids = list(free.values_list("pk", flat=True)[: batch_size - deleted])
-                deleted += self.using(alias).filter(pk__in=ids).delete()[0]
+                taken = list(free.values_list("pk", "created_at")[: batch_size - deleted])
+                if taken:
+                    reached[name] = taken[-1][1]
+                    ids = [id for id, _ in taken]
+                    deleted += self.using(alias).filter(pk__in=ids).delete()[0]
         return deleted
 
     def _move(self, states: Q, **changes: Any) -> int:

@@ -18,6 +18,7 @@ from outbox.burst import Burst
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.publisher import Publisher
+from outbox.watermark import Watermark
 
 __all__ = ["Relay", "RelayResult"]
 
@@ -43,6 +44,7 @@ class Relay:
         self.batch_size = batch_size
         # Not current_app, which is a proxy: the relay may run in another thread.
         self.publisher = Publisher(app_or_default(), publish_timeout())
+        self._watermark = Watermark()
         self._burst = Burst(using, self._batch_on)
 
     def run_once(self) -> RelayResult:
@@ -51,18 +53,17 @@ class Relay:
         What was confirmed is settled whatever became of the rest. Raises ``BrokerUnavailable`` in
         an outage, with nothing counted against any message.
         """
-        self.publisher.connect()
-        batch = self._batch_on(connections[self.using])
-        batch.begin()
-        batch.finish()
-        return _result_of(batch)
+        self._watermark.forget()
+        return self._round()
 
     def drain(self) -> RelayResult:
         """Publish what is due until nothing is. Raises ``BrokerUnavailable`` in an outage."""
         total = RelayResult()
         for result in self._results():
-            total += result
-            if not result.claimed:
+            # Nothing from the watermark on is not yet nothing.
+            last = result if result.claimed else self.run_once()
+            total += last
+            if not last.claimed:
                 break
         return total
 
@@ -104,15 +105,22 @@ class Relay:
         self.publisher.close()
         self._burst.close()
 
+    def _round(self) -> RelayResult:
+        self.publisher.connect()
+        batch = self._batch_on(connections[self.using])
+        batch.begin()
+        batch.finish()
+        return _result_of(batch)
+
     def _results(self) -> Generator[RelayResult]:
-        """Give the result of each batch; an empty one: nothing was due.
+        """Give the result of each batch; an empty one: nothing was due from the watermark on.
 
         One batch after the other, and many that overlap as long as they are full.
         """
         # Nobody else sees what an open transaction has written, such as a test's.
         alone = connections[self.using].in_atomic_block
         while True:
-            result = self.run_once()
+            result = self._round()
             yield result
             if result.claimed == self._size and not alone:
                 with closing(self._burst.batches()) as batches:
@@ -120,7 +128,7 @@ class Relay:
                         yield _result_of(batch)
 
     def _batch_on(self, connection: BaseDatabaseWrapper) -> Batch:
-        return Batch(self.using, connection, self.publisher, self._size)
+        return Batch(self.using, connection, self.publisher, self._watermark, self._size)
 
     @property
     def _size(self) -> int:

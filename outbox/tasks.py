@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import islice
 
 from celery import shared_task
 
@@ -41,11 +42,5 @@ def purge(
     rows: the next run goes on. Raises ``ValueError`` for a state that is not purged.
     """
     age = conf.RETENTION if older_than is None else timedelta(seconds=older_than)
-    messages = OutboxMessage.objects.using(using)
-    deleted = 0
-    for _ in range(max_batches):
-        batch = messages.purge(age, batch_size, states)
-        deleted += batch
-        if batch < batch_size:
-            break
-    return deleted
+    batches = OutboxMessage.objects.using(using).purge_in_batches(age, batch_size, states)
+    return sum(islice(batches, max_batches))

@@ -44,11 +44,9 @@ class Command(BaseCommand):
         if batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
         messages = OutboxMessage.objects.using(database)
-        deleted = 0
         age, states = _age(options["days"]), options["states"] or FINISHED
         with database_errors(database):
-            while batch := messages.purge(age, batch_size, states):
-                deleted += batch
+            deleted = sum(messages.purge_in_batches(age, batch_size, states))
         self.stdout.write(f"deleted {deleted}")
 
 

@@ -264,7 +264,7 @@ class Outages(Relay):
         self.script = list(script)
         self.stop = threading.Event()
 
-    def run_once(self) -> RelayResult:
+    def _round(self) -> RelayResult:
         step = self.script.pop(0)
         if not self.script:
             self.stop.set()

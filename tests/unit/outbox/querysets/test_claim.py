@@ -19,9 +19,11 @@ from tests.unit.outbox.rows import MOMENT, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
 record: Any = tasks.record
 messages = OutboxMessage.objects
+SECOND = timedelta(seconds=1)
 
 pytestmark = [pytest.mark.django_db(databases=["default", "other"]), pytest.mark.database]
 
@@ -62,6 +64,22 @@ def test_a_claim_takes_what_has_been_due_longest_first() -> None:
     ties = sorted([rows[2].pk, rows[3].pk])
     assert claim() == [rows[1].pk, *ties, rows[0].pk]
     assert claim(rows=2) == [rows[1].pk, ties[0]]
+
+
+def test_a_claim_may_start_later() -> None:
+    rows = [message(available_at=MOMENT + number * SECOND) for number in range(3)]
+    claimed = messages.claim(500, 10**6, MOMENT + SECOND)
+    assert [row.id for row in claimed] == [row.pk for row in rows[1:]]
+    assert [row.available_at for row in claimed] == [row.available_at for row in rows[1:]]
+
+
+def test_a_moment_that_python_does_not_know_stops_nobody() -> None:
+    rows = [message(), message()]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE outbox_outboxmessage SET available_at = '-infinity' WHERE id = %s", [rows[1].pk]
+        )
+    assert claim() == [rows[1].pk, rows[0].pk]
 
 
 def test_a_claim_is_bounded_in_bytes_but_never_empty() -> None:
@@ -153,10 +171,10 @@ def claim_on(other: Any) -> list[Any]:
         return [row[0] for row in cursor]
 
 
-def claim_sql() -> str:
+def claim_sql(start: datetime | None = None) -> str:
     """The statement of a claim, as it goes to the server."""
     with CaptureQueriesContext(connection) as queries:
-        messages.claim(0, 10**6)
+        messages.claim(0, 10**6, start)
     (query,) = queries
     return str(query["sql"]).replace("LIMIT 0", "LIMIT 500", 1)
 
@@ -196,9 +214,10 @@ def test_two_claims_divide_the_rows(other_connection: Any) -> None:
 # What it costs
 
 
-def plan() -> str:
+def plan(start: datetime | None = None) -> str:
+    messages.limit_transaction(timedelta(minutes=1))
     with connection.cursor() as cursor:
-        cursor.execute("EXPLAIN (FORMAT JSON) " + claim_sql())
+        cursor.execute("EXPLAIN (FORMAT JSON) " + claim_sql(start))
         (found,) = cursor.fetchone()
     return json.dumps(found)
 
@@ -219,43 +238,57 @@ def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from walk(child)
 
 
-def test_the_index_serves_the_claim_on_an_empty_table() -> None:
+@pytest.fixture(params=["everything", "since a second", "a backlog"])
+def start(request: pytest.FixtureRequest) -> datetime | None:
+    """From when on to claim."""
+    return {"everything": None, "since a second": timezone.now() - SECOND, "a backlog": MOMENT}[
+        request.param
+    ]
+
+
+def test_the_index_serves_the_claim_on_an_empty_table(start: datetime | None) -> None:
     with connection.cursor() as cursor:
         # Whatever reads a table without a page costs nothing: ask what could do it unsorted.
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute("SET LOCAL enable_bitmapscan = off")
         cursor.execute("SET LOCAL enable_sort = off")
-    assert_served_by_the_index(plan())
+    assert_served_by_the_index(plan(start))
 
 
-def test_the_index_serves_the_claim_among_200_000_published() -> None:
+def test_the_index_serves_the_claim_among_200_000_published(
+    start: datetime | None,
+) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE outbox_outboxmessage")
         cursor.execute(PUBLISHED_ROWS, [200_000])
-        assert_served_by_the_index(plan())  # with the statistics of an empty table
+        assert_served_by_the_index(plan(start))  # with the statistics of an empty table
         cursor.execute("ANALYZE outbox_outboxmessage")
     due = message()
-    assert_served_by_the_index(plan())
+    assert_served_by_the_index(plan(start))
     assert claim() == [due.pk]
 
 
-def test_the_index_serves_the_claim_with_the_statistics_of_an_empty_table() -> None:
+def test_the_index_serves_the_claim_with_the_statistics_of_an_empty_table(
+    start: datetime | None,
+) -> None:
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE outbox_outboxmessage")
         cursor.execute(PUBLISHED_ROWS, [200_000])
     due = [message().pk for _ in range(20)]
-    assert_served_by_the_index(plan())
+    assert_served_by_the_index(plan(start))
     assert claim() == due
 
 
-def test_the_index_serves_the_claim_with_the_statistics_of_a_backlog() -> None:
+def test_the_index_serves_the_claim_with_the_statistics_of_a_backlog(
+    start: datetime | None,
+) -> None:
     with connection.cursor() as cursor:
         cursor.execute(PUBLISHED_ROWS, [20_000])
         cursor.execute(MOVE_OLD_ROWS, ["pending", MOMENT, None])
         cursor.execute("ANALYZE outbox_outboxmessage")
         cursor.execute(MOVE_OLD_ROWS, ["published", None, MOMENT])
     due = [message().pk for _ in range(20)]
-    assert_served_by_the_index(plan())
+    assert_served_by_the_index(plan(start))
     assert claim() == due
 
 

@@ -1,0 +1,62 @@
+"""From where on a claim looks for due messages, so that it does not pass by what is over."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+# A message is due from its INSERT on and seen from its COMMIT on: so long a transaction may take,
+# and its messages are found as soon as those of a short one.
+LAG = timedelta(seconds=1)
+# A look at everything that takes no longer than so many of the fastest claims is made each time.
+CHEAP = 2
+# One that takes longer, a share of the time, and at the latest after LONGEST_PAUSE: what commits
+# late, or is released by another relay, waits for it.
+PAUSES = 400
+SHORTEST_PAUSE = timedelta(seconds=1)
+LONGEST_PAUSE = timedelta(seconds=10)
+
+
+class Watermark:
+    """Remembers, for the claims of one relay, before which moment nothing is left to claim.
+
+    The index of due messages begins with the entries of those that are over, until vacuum takes
+    them away; an open transaction anywhere keeps it from that for hours, and they must be read
+    past. A claim that starts at the watermark does not. It may miss what became due before it and
+    appeared after it, so every now and then one looks at everything. Moments are the database's.
+    """
+
+    # Known when there is a start.
+    _last: datetime
+    _next_look: datetime
+
+    def __init__(self) -> None:
+        self._start: datetime | None = None
+        self._fastest = timedelta.max
+
+    def start(self, now: datetime) -> datetime | None:
+        """Return from which moment on to claim at ``now``; None: look at everything."""
+        if self._start is None or now < self._last or now >= self._next_look:
+            return None
+        return self._start
+
+    def note(
+        self, now: datetime, start: datetime | None, latest: datetime | None, took: timedelta
+    ) -> None:
+        """Note a claim that was made at ``now`` from ``start`` on and took so long.
+
+        ``latest``: when the last message that it found became due, None if it found none.
+        """
+        self._fastest = min(self._fastest, took)
+        if start is None:
+            self._next_look = now + self._pause(took)
+        self._last = now
+        self._start = now - LAG if latest is None else min(now - LAG, latest)
+
+    def forget(self) -> None:
+        """Look at everything with the next claim: messages that were claimed are due again."""
+        self._start = None
+
+    def _pause(self, took: timedelta) -> timedelta:
+        if took <= CHEAP * self._fastest:
+            return timedelta(0)
+        return min(max(took * PAUSES, SHORTEST_PAUSE), LONGEST_PAUSE)
