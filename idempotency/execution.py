@@ -230,7 +230,7 @@ def receipts(records: IdempotencyKeyQuerySet, operation: Operation) -> list[Stat
     answers: list[tuple[Any, Any]] = receipt.send(
         sender=records.model, message_id=operation.message_id, using=records.db
     )
-    return [statement for _, statement in answers if statement is not None]
+    return [statement for _, statements in answers for statement in statements or ()]
 
 
 def tell(

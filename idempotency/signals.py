@@ -7,7 +7,8 @@ back. Their arguments are ``sender=IdempotencyKey``, ``record`` (the ``Idempoten
 ``using`` (the database alias).
 
 ``receipt`` is sent before each of them, with ``message_id`` and ``using``. A receiver returns a
-statement (SQL with ``%s``, and its parameters) or None; it travels with the operation's own.
+list of statements (SQL with ``%s``, and its parameters) or None; they travel with the operation's
+own, and each sees what has committed before it begins.
 
 The others are for counting. They are sent robustly, with the same arguments but ``operation``
 (its ``namespace``, ``scope`` and ``key``) instead of ``record``.

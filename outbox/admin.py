@@ -89,10 +89,10 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     ordering = ("-created_at", "-id")
     sortable_by = ("age",)
     search_fields = ("id",)  # see get_search_results
-    search_help_text = gettext_lazy("Message id, key, or a part of the task's name")
+    search_help_text = gettext_lazy("Message id, key, ordering key, or a part of the task's name")
     actions = ("retry", "discard", "retry_late")
     fieldsets = (
-        (None, {"fields": ("state", "task", "id", "key", "arguments")}),
+        (None, {"fields": ("state", "task", "id", "key", "turn", "arguments")}),
         (
             gettext_lazy("Times"),
             {
@@ -118,6 +118,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     )
     readonly_fields = (
         "state",
+        "turn",
         "arguments",
         "created",
         "due",
@@ -140,7 +141,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutboxMessage], search_term: str
     ) -> tuple[QuerySet[OutboxMessage], bool]:
-        """Take the term for an id, else for a key, else for a part of a task's name.
+        """Take the term for an id, a key, an ordering key, or else a part of a task's name.
 
         One after the other, because "or" would have the database read the table.
         """
@@ -152,6 +153,9 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         keyed = queryset.filter(key=term).exclude(key="")
         if keyed.exists():
             return keyed, False
+        ordered = queryset.filter(ordering_key=term).exclude(ordering_key="")
+        if ordered.exists():
+            return ordered, False
         names = OutboxMessage.objects.using(queryset.db).task_names()
         if term not in names:
             return queryset.filter(task__in=[n for n in names if term.lower() in n.lower()]), False
@@ -180,6 +184,8 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description=gettext_lazy("published"))
     def published(self, message: OutboxMessage) -> SafeString:
+        if message.blocked:
+            return _quiet(_("waits for its turn"))
         if message.status == Status.PENDING and message.available_at is not None:
             return _quiet(_due(message.available_at))
         return short_moment(message.published_at)
@@ -191,6 +197,26 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         return short_moment(message.executed_at)
 
     # The page of one message.
+
+    @admin.display(description=gettext_lazy("order"))
+    def turn(self, message: OutboxMessage) -> SafeString:
+        if not message.ordering_key:
+            return _quiet(_("in none"))
+        text = _("%(key)s, number %(number)s") % {
+            "key": message.ordering_key,
+            "number": message.sequence,
+        }
+        blocking = OutboxMessage.objects.open_of(message.ordering_key).exclude(pk=message.pk)
+        if not message.blocked or (first := blocking.first()) is None:
+            return format_html("{}", text)
+        return format_html(
+            '{}<p>{} <a href="{}">{}</a> ({})</p>',
+            text,
+            _("waits for"),
+            self._page_of(str(first.pk)),
+            first,
+            _receipt(first) if first.status == Status.PUBLISHED else first.get_status_display(),
+        )
 
     @admin.display(description=gettext_lazy("called with"))
     def arguments(self, message: OutboxMessage) -> SafeString:

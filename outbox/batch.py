@@ -22,6 +22,7 @@ from outbox.models import OutboxMessage
 from outbox.publisher import Outgoing, Published, Publisher, Refused
 from outbox.querysets import OutboxQuerySet
 from outbox.relay_querysets import ClaimedMessage, Refusal
+from outbox.turns import Turns
 from outbox.watermark import Watermark
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class Batch:
         connection: BaseDatabaseWrapper,
         publisher: Publisher,
         watermark: Watermark,
+        turns: Turns,
+        *,
         size: int,
     ) -> None:
         self.using = using
@@ -80,6 +83,7 @@ class Batch:
         self.result = RelayResult()
         self._publisher = publisher
         self._watermark = watermark
+        self._turns = turns
         self._transaction = self._claim_and_settle()
         self._claim: list[ClaimedMessage] = []
         self._now = ""
@@ -178,6 +182,8 @@ class Batch:
             dead = messages.refuse(
                 [Refusal(id, r.error, r.permanent) for id, r in published.refused.items()]
             )
+        if ordered := [message for message in self._claim if message.ordering_key]:
+            self._turns.give(self._over(ordered))
         self.result = RelayResult(
             published=len(published.confirmed),
             failed=len(published.refused) - dead,
@@ -185,6 +191,18 @@ class Batch:
             expired=len(self._expired),
             postponed=len(self._waiting),
         )
+
+    def _over(self, ordered: Iterable[ClaimedMessage]) -> set[str]:
+        """Return the keys whose message is over: expired, or published and nobody will tell more.
+
+        A receipt goes on with the key of a guarded one, in the transaction that writes it.
+        """
+        over = {*self._expired, *self._published.confirmed}
+        return {
+            message.ordering_key
+            for message in ordered
+            if message.id in over and (message.expired or not message.awaits_receipt)
+        }
 
     def _still_waiting(self) -> list[UUID]:
         """Return the redeliveries whose last delivery may still be in its queue.

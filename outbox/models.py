@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from outbox import ids, wire
+from outbox.ordering_querysets import OPEN
 from outbox.querysets import OutboxManager
 
 
@@ -86,6 +87,22 @@ class OutboxMessage(models.Model):
         default="",
         help_text=_("The caller's name for the intent: at most one message per task and key."),
     )
+    ordering_key = models.CharField(
+        max_length=255,
+        blank=True,
+        default="",
+        db_default="",
+        db_collation="C",
+        help_text=_("Messages of one key are executed one at a time, in the order of commits."),
+    )
+    sequence = models.PositiveBigIntegerField(
+        null=True, blank=True, help_text=_("Its place among the messages of its ordering key.")
+    )
+    blocked = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text=_("Pending, and waiting until an earlier message of its key is over."),
+    )
     available_at = models.DateTimeField(
         null=True,
         blank=True,
@@ -127,7 +144,7 @@ class OutboxMessage(models.Model):
                 "available_at",
                 "id",
                 name="outbox_due",
-                condition=Q(available_at__isnull=False),
+                condition=Q(available_at__isnull=False, blocked=False),
             ),
             # The admin's pages: newest first, the newest of one state, the newest of one task.
             models.Index("created_at", "id", name="outbox_created"),
@@ -140,6 +157,13 @@ class OutboxMessage(models.Model):
                 name="outbox_receipt_outstanding",
                 condition=Q(status="published", awaits_receipt=True),
             ),
+            # Hold nothing of a message without an ordering key.
+            models.Index(
+                "ordering_key", "sequence", name="outbox_ordering", condition=~Q(ordering_key="")
+            ),
+            models.Index(
+                "ordering_key", "sequence", name="outbox_blocked", condition=Q(blocked=True)
+            ),
             # Empty, unless something is wrong.
             models.Index(
                 "created_at",
@@ -151,6 +175,18 @@ class OutboxMessage(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(
                 fields=["key", "task"], name="outbox_key_task", condition=~Q(key="")
+            ),
+            models.UniqueConstraint(
+                fields=["ordering_key"], name="outbox_one_open_per_key", condition=OPEN
+            ),
+            models.CheckConstraint(
+                name="outbox_blocked_ordered",
+                condition=Q(blocked=False) | (Q(status="pending") & ~Q(ordering_key="")),
+            ),
+            models.CheckConstraint(
+                name="outbox_ordered_sequence",
+                condition=Q(ordering_key="", sequence__isnull=True)
+                | (~Q(ordering_key="") & Q(sequence__isnull=False)),
             ),
             models.CheckConstraint(
                 name="outbox_status_times",
@@ -196,3 +232,17 @@ class OutboxMessage(models.Model):
         """
         args, kwargs, _ = wire.decode(bytes(self.body), self.headers, self.properties, accept)
         return args, kwargs
+
+
+class OrderingKey(models.Model):
+    """A key in whose order messages are executed. Its row is the lock that gives the turns."""
+
+    key = models.CharField(primary_key=True, max_length=255, db_collation="C")
+    last_sequence = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("ordering key")
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.key

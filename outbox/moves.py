@@ -66,7 +66,9 @@ class Move:
         alias = router.db_for_write(OutboxMessage)
         rows = OutboxMessage.objects.using(alias)
         with transaction.atomic(using=alias):
-            free = self.movable(rows.filter(pk__in=ids)).select_for_update(skip_locked=True)
+            movable = self.movable(rows.filter(pk__in=ids))
+            keys = movable.lock_ordering_keys()
+            free = movable.filter(ordering_key__in=keys).select_for_update(skip_locked=True)
             # Locked before it moves: the log then tells of these rows, and of no other.
             locked = list(free.only("pk", "task", "status").order_by("status", "pk"))
             others = rows.filter(pk__in=set(ids) - {message.pk for message in locked})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import connections, models, router, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, ExpressionWrapper, F, Q, Value, When
 from django.db.models.functions import Now
 
 from idempotency.conf import conf as idempotency_conf
 from idempotency.decorators import guard_of
-from outbox import canvas, ids, wire
+from outbox import canvas, ids, ordering_querysets, wire
 from outbox.exceptions import DuplicateKey, TransactionRequired
 from outbox.relay_querysets import APPEND_ERROR, KEPT_ERRORS, RelayQuerySet, storable_text
 
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from outbox.models import OutboxMessage
 
 KEY_LENGTH = 255
+ORDERING_KEY = "ordering_key"
+"""The header of messages that have one, so that their receipts go on with the key."""
 # A statement has at most 65,535 parameters where the server binds them.
-INSERTED_ROWS = 5000
+INSERTED_ROWS = 4000
 RETRYABLE = ("dead", "failed", "expired")
 STUCK = Q(status="published", awaits_receipt=True, available_at=None)
 DISCARDABLE = ("pending", "dead", "failed")
@@ -44,7 +48,15 @@ class OutboxQuerySet(RelayQuerySet):
 
     def due(self) -> OutboxQuerySet:
         """Messages whose moment has come, which a relay would claim now."""
-        return self.filter(available_at__lte=Now())
+        return self.filter(available_at__lte=Now(), blocked=False)
+
+    def blocked(self) -> OutboxQuerySet:
+        """Pending messages that wait until an earlier one of their ordering key is over."""
+        return self.filter(blocked=True)
+
+    def open_of(self, ordering_key: str) -> OutboxQuerySet:
+        """The message for which the others of the key wait, if there is one."""
+        return self.filter(ordering_querysets.OPEN, ordering_key=ordering_key)
 
     def published(self) -> OutboxQuerySet:
         return self.filter(status="published")
@@ -93,7 +105,8 @@ class OutboxQuerySet(RelayQuerySet):
     def retry(self, *, older_than_window: bool = False) -> int:
         """Make the dead, failed, expired and stuck messages of this queryset pending again.
 
-        They keep their ids, attempts start from 0, and an expiry that has passed is dropped.
+        They keep their ids, attempts start from 0, and an expiry that has passed is dropped. One
+        with an ordering key waits for its turn if another of the key is under way.
         Those that are older than the window are skipped, unless ``older_than_window`` says that
         somebody has found out that they took no effect. Returns how many moved.
         """
@@ -101,6 +114,7 @@ class OutboxQuerySet(RelayQuerySet):
         return self._move(
             states if older_than_window else states & ~_older_than_window(),
             status="pending",
+            blocked=ExpressionWrapper(~Q(ordering_key=""), models.BooleanField()),
             attempts=0,
             redeliveries=0,
             available_at=Now(),
@@ -113,7 +127,9 @@ class OutboxQuerySet(RelayQuerySet):
 
         A row that a relay holds at this moment is skipped. Returns how many moved.
         """
-        return self._move(Q(status__in=DISCARDABLE), status="discarded", available_at=None)
+        return self._move(
+            Q(status__in=DISCARDABLE), status="discarded", blocked=False, available_at=None
+        )
 
     def purge(
         self, older_than: timedelta, batch_size: int = 1000, states: Iterable[str] = FINISHED
@@ -176,15 +192,30 @@ class OutboxQuerySet(RelayQuerySet):
                     deleted += self.using(alias).filter(pk__in=ids).delete()[0]
         return deleted
 
+    def lock_ordering_keys(self) -> list[str]:
+        """Lock the keys of these messages until the transaction ends; return them and ``""``.
+
+        Before the messages, because who holds a key waits for no message.
+        """
+        ordered = self.order_by().exclude(ordering_key="")
+        keys = list(ordered.values_list("ordering_key", flat=True).distinct())
+        if keys:
+            ordering_querysets.lock(self.db, keys)
+        return ["", *keys]
+
     def _move(self, states: Q, **changes: Any) -> int:
         alias = self._db or router.db_for_write(self.model)
-        rows = self.using(alias)
+        rows = self.using(alias).filter(states)
         with transaction.atomic(using=alias):
-            free = rows.filter(states).select_for_update(skip_locked=True)
+            keys = rows.lock_ordering_keys()
+            free = rows.filter(ordering_key__in=keys).select_for_update(skip_locked=True)
             moved = self.model._base_manager.using(alias).filter(
                 states, pk__in=free.order_by().values("pk")
             )
-            return moved.update(**changes)
+            count = moved.update(**changes)
+            if len(keys) > 1:
+                ordering_querysets.open_next(alias, keys)
+            return count
 
     # Receipts.
 
@@ -194,16 +225,27 @@ class OutboxQuerySet(RelayQuerySet):
         Whatever the row said before: a relay that was killed between the broker's confirm and its
         own commit leaves a pending row behind whose task runs.
         """
-        return self._execute(EXECUTED, [id])
+        with transaction.atomic(using=self.db):
+            moved = self._execute(EXECUTED, [id])
+            for key in self.filter(pk=id).exclude(ordering_key="").values_list(ORDERING_KEY):
+                ordering_querysets.advance(self.db, key)
+        return moved
 
     @staticmethod
-    def receipt(id: UUID) -> tuple[str, list[UUID]]:
-        """Return ``mark_executed`` as a statement, for others to execute with their own."""
-        return EXECUTED, [id]
+    def receipt(id: UUID, ordering_key: str = "") -> list[tuple[str, list[Any]]]:
+        """Return ``mark_executed`` as statements, for others to execute with their own."""
+        advancing = ordering_querysets.advancing(ordering_key) if ordering_key else []
+        return [(EXECUTED, [id]), *advancing]
 
     def mark_failed(self, id: UUID, error: str) -> int:
         """Record that Celery has given the message's task up, unless it was executed."""
-        return self._execute(FAILED, {"id": id, "error": storable_text(error), "kept": KEPT_ERRORS})
+        parameters: Any = {"id": id, "error": storable_text(error), "kept": KEPT_ERRORS}
+        with transaction.atomic(using=self.db), connections[self.db].cursor() as cursor:
+            cursor.execute(FAILED, parameters)
+            moved: list[tuple[str, bool]] = cursor.fetchall()
+            if keys := [key for key, is_open in moved if key and not is_open]:
+                ordering_querysets.advance(self.db, keys)
+        return len(moved)
 
 
 class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: ignore[misc]
@@ -221,14 +263,16 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
 
         ``signature``: ``task.s(...)``, with ``.set(countdown=, eta=, expires=, queue=, …)`` if
         wanted, or a chain. ``key``: a name for the intent, 1 to 255 characters; the same task and
-        key again writes nothing and returns the first message. ``using``: the database alias.
+        key again writes nothing and returns the first message. ``ordering_key``: what must happen
+        in order, at most 255 characters; messages of one such key are executed one at a time, in
+        the order in which their transactions commit. ``using``: the database alias.
 
         Raises ``TransactionRequired`` outside ``transaction.atomic()`` on that alias,
         ``DuplicateKey`` for the same key with other arguments, ``UnsupportedSignature``,
         ``UnserializableArgument`` and ``ValueError`` for what cannot be held; nothing is written.
         """
         keys = None if key is None else [key]
-        ordering_keys = [ordering_key] if ordering_key else None
+        ordering_keys = None if ordering_key == "" else [ordering_key]
         return self.enqueue_many([signature], keys=keys, ordering_keys=ordering_keys, using=using)[
             0
         ]
@@ -243,7 +287,8 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
     ) -> list[OutboxMessage]:
         """Write several messages with one INSERT: a sequence of signatures, or a group.
 
-        ``keys``: one for each signature. Raises what ``enqueue`` raises; all are written or none.
+        ``keys``, ``ordering_keys``: one for each signature; of the latter ``""`` says none. Raises
+        what ``enqueue`` raises; all are written or none.
         """
         alias = using or self._db or router.db_for_write(self.model)
         if not connections[alias].in_atomic_block:
@@ -251,16 +296,18 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
                 f"enqueue() on {alias!r} needs an open transaction: the message must commit with "
                 f"the rows it belongs to. Wrap both in transaction.atomic(using={alias!r})."
             )
-        if ordering_keys is not None:
-            raise NotImplementedError("ordering_key is not supported yet: leave it out.")
         members = canvas.members(signatures)
         if keys is None:
             keys = [""] * len(members)
         else:
-            _check_keys(keys, len(members))
+            _check_keys("key", keys, len(members))
+        if ordering_keys is not None:
+            _check_keys(ORDERING_KEY, ordering_keys, len(members), least=0)
         drafts = [
             self._draft(signature, key, alias) for signature, key in zip(members, keys, strict=True)
         ]
+        if ordering_keys is not None and any(ordering_keys):
+            return self._insert_ordered(drafts, ordering_keys, alias)
         return self._insert(drafts, alias) if drafts else []
 
     async def aenqueue(self, signature: Signature, **options: Any) -> OutboxMessage:
@@ -292,6 +339,28 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
             awaits_receipt=guard is not None and guard.using == alias,
         )
         return draft, message.delay
+
+    def _insert_ordered(
+        self,
+        drafts: list[tuple[OutboxMessage, Any]],
+        ordering_keys: Sequence[str],
+        alias: str,
+    ) -> list[OutboxMessage]:
+        """Insert them blocked, then open those whose turn it is."""
+        counts = Counter(filter(None, ordering_keys))
+        lasts = ordering_querysets.take(alias, counts)
+        sequences = {key: count(lasts[key] - counts[key] + 1) for key in counts}
+        for (draft, _), key in zip(drafts, ordering_keys, strict=True):
+            if key:
+                draft.headers[ORDERING_KEY] = draft.ordering_key = key
+                draft.sequence = next(sequences[key])
+                draft.blocked = True
+        messages = self._insert(drafts, alias)
+        opened = ordering_querysets.open_next(alias, counts)
+        for message in messages:
+            if message.id in opened:
+                message.blocked, message.available_at = False, opened[message.id]
+        return messages
 
     def _insert(self, drafts: list[tuple[OutboxMessage, Any]], alias: str) -> list[OutboxMessage]:
         """One INSERT. A (task, key) that exists already, or twice here, gives the first message."""
@@ -348,10 +417,18 @@ def _over_since(age: timedelta) -> Q:
 
 def _write(drafts: list[tuple[OutboxMessage, Any]], alias: str) -> dict[UUID, Any]:
     keyed = any(draft.key for draft, _ in drafts)
+    ordered = any(draft.ordering_key for draft, _ in drafts)
+    columns, row = (ORDERED_COLUMNS, ORDERED_ROW) if ordered else ("", INSERT_ROW)
     sql = INSERT.format(
-        rows=", ".join([INSERT_ROW] * len(drafts)), conflict=ON_CONFLICT if keyed else ""
+        columns=columns,
+        rows=", ".join([row] * len(drafts)),
+        conflict=ON_CONFLICT if keyed else "",
     )
-    parameters = [value for draft, delay in drafts for value in _row(draft, delay)]
+    parameters = [
+        value
+        for draft, delay in drafts
+        for value in _row(draft, delay) + (_turn(draft) if ordered else ())
+    ]
     with connections[alias].cursor() as cursor:
         cursor.execute(sql, parameters)
         return {id: times for id, *times in cursor.fetchall()}
@@ -375,20 +452,25 @@ def _row(message: OutboxMessage, delay: timedelta | None) -> tuple[Any, ...]:
     )
 
 
-def _check_keys(keys: Sequence[Any], wanted: int) -> None:
+def _turn(message: OutboxMessage) -> tuple[Any, ...]:
+    return message.ordering_key, message.sequence, message.blocked
+
+
+def _check_keys(name: str, keys: Sequence[Any], wanted: int, *, least: int = 1) -> None:
     if isinstance(keys, str) or len(keys) != wanted:
-        raise ValueError(f"keys must be a sequence with one key for each of {wanted} signatures.")
+        raise ValueError(f"{name}s must be a sequence with one for each of {wanted} signatures.")
     for key in keys:
-        if not isinstance(key, str) or not 1 <= len(key) <= KEY_LENGTH or "\0" in key:
+        if not isinstance(key, str) or not least <= len(key) <= KEY_LENGTH or "\0" in key:
             raise ValueError(
-                f"key must be a string of 1 to {KEY_LENGTH} characters without NUL, not {key!r}."
+                f"{name} must be a string of {least} to {KEY_LENGTH} characters without NUL, "
+                f"not {key!r}."
             )
 
 
 INSERT = """
 INSERT INTO outbox_outboxmessage (
     id, task, status, exchange, routing_key, queue, headers, properties, body, key,
-    available_at, expires_at, awaits_receipt, attempts, errors, created_at
+    available_at, expires_at, awaits_receipt, attempts, errors, created_at{columns}
 )
 VALUES {rows}
 {conflict}
@@ -400,6 +482,10 @@ INSERT_ROW = """(
     coalesce(%s::timestamptz, clock_timestamp() + coalesce(%s::interval, '0')),
     %s, %s, 0, '[]', clock_timestamp()
 )"""
+
+ORDERED_COLUMNS = ", ordering_key, sequence, blocked"
+
+ORDERED_ROW = f"{INSERT_ROW.removesuffix(')')}, %s, %s, %s)"
 
 ON_CONFLICT = "ON CONFLICT (key, task) WHERE key <> '' DO NOTHING"
 
@@ -421,15 +507,17 @@ SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', '
 
 EXECUTED = """
 UPDATE outbox_outboxmessage
-SET status = 'executed', executed_at = clock_timestamp(), available_at = NULL,
+SET status = 'executed', executed_at = clock_timestamp(), available_at = NULL, blocked = false,
     published_at = coalesce(published_at, clock_timestamp())
 WHERE id = %s AND status <> 'executed'
 """
 
+# A blocked message waits to be published again: what became of an earlier delivery is past.
 FAILED = f"""
 UPDATE outbox_outboxmessage
 SET status = 'failed', available_at = NULL,
     published_at = coalesce(published_at, clock_timestamp()),
     errors = {APPEND_ERROR.format(attempt="attempts", error="%(error)s::text")}
-WHERE id = %(id)s AND status IN ('pending', 'published')
+WHERE id = %(id)s AND status IN ('pending', 'published') AND NOT blocked
+RETURNING ordering_key, awaits_receipt
 """

@@ -6,13 +6,14 @@ import logging
 from typing import Any
 from uuid import UUID
 
+from celery import current_app
 from celery.signals import task_failure
 from django.db import OperationalError, router
 from django.dispatch import receiver
 
 from idempotency.signals import receipt
 from outbox.models import OutboxMessage
-from outbox.querysets import OutboxQuerySet
+from outbox.querysets import ORDERING_KEY, OutboxQuerySet
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +22,13 @@ SESSION_ENDED = ("08", "57P0")
 
 
 @receiver(receipt, dispatch_uid="outbox.receipts.executed")
-def record_executed(*, message_id: str, **kwargs: Any) -> tuple[str, list[UUID]] | None:
-    """Have the receipt written in the transaction of the guarded execution, or of its duplicate."""
+def record_executed(*, message_id: str, **kwargs: Any) -> list[tuple[str, list[Any]]] | None:
+    """Have the receipt written in the transaction of the guarded execution, or of its duplicate.
+
+    The next message of its ordering key is opened there as well.
+    """
     id = _uuid(message_id)
-    return None if id is None else OutboxQuerySet.receipt(id)
+    return None if id is None else OutboxQuerySet.receipt(id, _ordering_key(message_id))
 
 
 @task_failure.connect(dispatch_uid="outbox.receipts.failed")
@@ -56,6 +60,15 @@ def record_failed(
     except Exception:
         # The worker must go on and report the task's own error.
         logger.exception("Could not record that the task of message %s failed.", id)
+
+
+def _ordering_key(message_id: str) -> str:
+    """Return the ordering key of the message that is being executed, if that is this one."""
+    request = getattr(current_app.current_task, "request", None)
+    if request is None or request.id != message_id:
+        return ""
+    key: Any = (request.headers or {}).get(ORDERING_KEY, "")
+    return key if isinstance(key, str) else ""
 
 
 def _lost_connection(exception: object) -> bool:

@@ -18,6 +18,7 @@ from outbox.burst import Burst
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.publisher import Publisher
+from outbox.turns import Turns
 from outbox.watermark import Watermark
 
 __all__ = ["Relay", "RelayResult"]
@@ -45,6 +46,7 @@ class Relay:
         # Not current_app, which is a proxy: the relay may run in another thread.
         self.publisher = Publisher(app_or_default(), publish_timeout())
         self._watermark = Watermark()
+        self._turns = Turns(using)
         self._burst = Burst(using, self._batch_on)
 
     def run_once(self) -> RelayResult:
@@ -107,6 +109,7 @@ class Relay:
 
     def _round(self) -> RelayResult:
         self.publisher.connect()
+        self._turns.give()
         batch = self._batch_on(connections[self.using])
         batch.begin()
         batch.finish()
@@ -128,7 +131,14 @@ class Relay:
                         yield _result_of(batch)
 
     def _batch_on(self, connection: BaseDatabaseWrapper) -> Batch:
-        return Batch(self.using, connection, self.publisher, self._watermark, self._size)
+        return Batch(
+            self.using,
+            connection,
+            self.publisher,
+            self._watermark,
+            self._turns,
+            size=self._size,
+        )
 
     @property
     def _size(self) -> int:

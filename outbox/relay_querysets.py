@@ -38,6 +38,8 @@ class ClaimedMessage(NamedTuple):
     redelivery: bool
     # A message of the same queue that was published after it has its receipt.
     overtaken: bool
+    ordering_key: str
+    awaits_receipt: bool
 
     @property
     def expired(self) -> bool:
@@ -159,6 +161,7 @@ WITH locked AS (
     SELECT *
     FROM outbox_outboxmessage
     WHERE available_at >= %s::timestamptz AND available_at <= statement_timestamp()
+        AND NOT blocked
     ORDER BY available_at, id
     LIMIT %s
     FOR UPDATE SKIP LOCKED
@@ -176,7 +179,8 @@ SELECT id, greatest(available_at, 'epoch'), task, exchange, routing_key, queue, 
         SELECT FROM outbox_outboxmessage AS later
         WHERE later.status = 'executed' AND later.created_at > bounded.created_at
             AND later.queue = bounded.queue AND later.published_at > bounded.published_at + %s
-    ) ELSE false END
+    ) ELSE false END,
+    ordering_key, awaits_receipt
 FROM bounded
 WHERE bytes_before = 0 OR bytes_before < %s
 ORDER BY available_at, id

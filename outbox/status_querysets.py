@@ -39,11 +39,21 @@ class XminHolder:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldKey:
+    """An ordering key whose messages wait for one that is dead, failed or stuck."""
+
+    ordering_key: str
+    state: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What there is to know of one database's outbox. Ages are seconds of the database's clock.
 
     ``due`` counts what a relay would take now, redeliveries too. ``errors`` are of the newest
-    10,000 dead and 10,000 failed messages, the largest groups first.
+    10,000 dead and 10,000 failed messages, the largest groups first. ``blocked`` messages wait for
+    their turn; ``held_keys`` are 20 at most, of 10,000 messages of each state.
     """
 
     database: str
@@ -53,6 +63,8 @@ class Status:
     dead: int
     failed: int
     stuck: int
+    blocked: int
+    held_keys: list[HeldKey]
     errors: list[ErrorGroup]
     xmin_holder: XminHolder | None
 
@@ -64,7 +76,9 @@ def status_of(using: str) -> Status:
         # Statistics that were taken of a backlog would have all of the history read.
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute(COUNTS)
-        pending, due, oldest_due_seconds, dead, failed, stuck = cursor.fetchone()
+        pending, due, oldest_due_seconds, dead, failed, stuck, blocked = cursor.fetchone()
+        cursor.execute(HELD_KEYS, {"messages": GROUPED_MESSAGES, "keys": GROUPS})
+        held_keys = [HeldKey(*row) for row in cursor]
         cursor.execute(ERROR_GROUPS, {"messages": GROUPED_MESSAGES, "groups": GROUPS})
         errors = [ErrorGroup(*row) for row in cursor]
         recent = connection.pg_version >= SLOT_INACTIVE_SINCE  # type: ignore[attr-defined]
@@ -78,6 +92,8 @@ def status_of(using: str) -> Status:
         dead,
         failed,
         stuck,
+        blocked,
+        held_keys,
         errors,
         XminHolder(*holder) if holder else None,
     )
@@ -86,15 +102,40 @@ def status_of(using: str) -> Status:
 COUNTS = """
 SELECT
     (SELECT count(*) FROM outbox_outboxmessage WHERE status = 'pending'),
-    (SELECT count(*) FROM outbox_outboxmessage WHERE available_at <= statement_timestamp()),
+    (SELECT count(*) FROM outbox_outboxmessage
+        WHERE available_at <= statement_timestamp() AND NOT blocked),
     coalesce(extract(epoch FROM statement_timestamp() - (
         SELECT available_at FROM outbox_outboxmessage
-        WHERE available_at <= statement_timestamp() ORDER BY available_at LIMIT 1
+        WHERE available_at <= statement_timestamp() AND NOT blocked ORDER BY available_at LIMIT 1
     )), 0)::float8,
     (SELECT count(*) FROM outbox_outboxmessage WHERE status = 'dead'),
     (SELECT count(*) FROM outbox_outboxmessage WHERE status = 'failed'),
     (SELECT count(*) FROM outbox_outboxmessage
-        WHERE status = 'published' AND awaits_receipt AND available_at IS NULL)
+        WHERE status = 'published' AND awaits_receipt AND available_at IS NULL),
+    (SELECT count(*) FROM outbox_outboxmessage WHERE blocked)
+"""
+
+# Of the newest messages that wait for a person: those for which others wait.
+HELD_KEYS = """
+SELECT ordering_key, state, id::text
+FROM (
+    (SELECT id, ordering_key, 'dead' AS state FROM outbox_outboxmessage
+        WHERE status = 'dead' ORDER BY created_at DESC, id DESC LIMIT %(messages)s)
+    UNION ALL
+    (SELECT id, CASE WHEN awaits_receipt THEN ordering_key ELSE '' END, 'failed'
+        FROM outbox_outboxmessage
+        WHERE status = 'failed' ORDER BY created_at DESC, id DESC LIMIT %(messages)s)
+    UNION ALL
+    (SELECT id, ordering_key, 'stuck' FROM outbox_outboxmessage
+        WHERE status = 'published' AND awaits_receipt AND available_at IS NULL
+        ORDER BY created_at DESC, id DESC LIMIT %(messages)s)
+) AS newest
+WHERE ordering_key <> '' AND (
+    SELECT true FROM outbox_outboxmessage AS waiting
+    WHERE waiting.ordering_key = newest.ordering_key AND waiting.blocked LIMIT 1
+) IS NOT NULL
+ORDER BY 1
+LIMIT %(keys)s
 """
 
 # Ids, digests and numbers tell errors of one kind apart: "order 17 is gone", "order 18 is gone".

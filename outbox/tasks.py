@@ -10,6 +10,7 @@ from celery import shared_task
 
 from outbox.conf import conf
 from outbox.models import OutboxMessage
+from outbox.ordering_querysets import purge_keys
 from outbox.querysets import FINISHED
 from outbox.relay import Relay
 
@@ -39,8 +40,11 @@ def purge(
 
     ``older_than``: seconds, ``OUTBOX_RETENTION`` unless given. Dead, failed and expired messages
     go only where ``states`` names them. At most ``max_batches`` transactions of ``batch_size``
-    rows: the next run goes on. Raises ``ValueError`` for a state that is not purged.
+    rows: the next run goes on. Ordering keys without a message go as well. Raises ``ValueError``
+    for a state that is not purged.
     """
     age = conf.RETENTION if older_than is None else timedelta(seconds=older_than)
     batches = OutboxMessage.objects.using(using).purge_in_batches(age, batch_size, states)
-    return sum(islice(batches, max_batches))
+    deleted: int = sum(islice(batches, max_batches))
+    purge_keys(using, batch_size)
+    return deleted

@@ -129,6 +129,17 @@ def test_a_key_at_the_guard(order: Order) -> None:
         drain_outbox()
 
 
+def test_in_order(order: Order) -> None:
+    account = f"account:{order.customer}"
+    with transaction.atomic():
+        OutboxMessage.objects.enqueue(book_payment.s(order.pk, order.amount), ordering_key=account)
+    with transaction.atomic():
+        OutboxMessage.objects.enqueue(write_receipt.s(order.pk, "Ada"), ordering_key=account)
+    assert OutboxMessage.objects.due().get().task == book_payment.name
+    assert drain_outbox() == 2
+    assert order.receipts.count() == 1
+
+
 def test_a_guarded_function(order: Order) -> None:
     assert invoice(order.pk) == Decimal("7.90")
     assert invoice(order.pk) == Decimal("7.90")

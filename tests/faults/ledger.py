@@ -78,8 +78,11 @@ ORDER BY intent.id
 LIMIT %s
 """
 
-# From the index of what is due, however many messages are finished.
-IN_FLIGHT = "SELECT count(*) FROM outbox_outboxmessage WHERE available_at IS NOT NULL"
+# From the indexes of what is due and of what waits, however many messages are finished.
+IN_FLIGHT = """
+SELECT (SELECT count(*) FROM outbox_outboxmessage WHERE available_at IS NOT NULL AND NOT blocked)
+    + (SELECT count(*) FROM outbox_outboxmessage WHERE blocked)
+"""
 
 WRONG = ("lost", "doubled", "stuck", "phantom", "out_of_order", "blamed")
 

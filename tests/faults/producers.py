@@ -19,14 +19,15 @@ NUMBER = 3
 MOST_AT_ONCE = 20
 LONGEST_HOLD = 1.5  # seconds for which the last producer keeps a transaction open
 RETRY = 0.2  # seconds
+KEYS = 20  # ordering keys, of which a share of the transactions has one
 
 
 class Producers:
     """Threads that commit intents, ``rate`` a second, until the ``with`` statement ends.
 
     Some transactions roll back, as a whole or to a savepoint; some messages are put off; some make
-    a task commit a further one. The last producer is slow: others commit while its transactions
-    are open. Nothing is committed while ``held`` is set.
+    a task commit a further one; some are to be executed in order. The last producer is slow: others
+    commit while its transactions are open. Nothing is committed while ``held`` is set.
     """
 
     def __init__(self, seed: int, *, rate: float, using: str = "default") -> None:
@@ -82,14 +83,23 @@ class Producers:
         fate = chance.random()
         options = {"countdown": chance.uniform(0.2, 2)} if chance.random() < 0.05 else {}
         successors = chance.randint(1, 2) if chance.random() < 0.05 else 0
+        key = f"key {chance.randrange(KEYS)}" if chance.random() < 0.3 else ""
         with transaction.atomic(using=self._using):
             if fate < 0.1:
                 with transaction.atomic(using=self._using):
-                    intend([f"savepoint {label}" for label in labels], using=self._using)
+                    intend(
+                        [f"savepoint {label}" for label in labels],
+                        ordering_key=key,
+                        using=self._using,
+                    )
                     transaction.set_rollback(True, using=self._using)
-            intend(labels, successors=successors, using=self._using, **options)
+            intend(labels, successors=successors, ordering_key=key, using=self._using, **options)
             self._stop.wait(hold)
         if fate > 0.9:
             with transaction.atomic(using=self._using):
-                intend([f"rolled back {label}" for label in labels], using=self._using)
+                intend(
+                    [f"rolled back {label}" for label in labels],
+                    ordering_key=key,
+                    using=self._using,
+                )
                 transaction.set_rollback(True, using=self._using)

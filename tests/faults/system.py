@@ -58,7 +58,12 @@ class System:
         )
 
     def commit(
-        self, labels: Iterable[str], *, lock: int | None = None, **options: Any
+        self,
+        labels: Iterable[str],
+        *,
+        lock: int | None = None,
+        ordering_key: str = "",
+        **options: Any,
     ) -> list[UUID]:
         """Commit one guarded message for each label in one transaction; return their ids.
 
@@ -66,10 +71,13 @@ class System:
         """
         keys = list(labels)
         with transaction.atomic(using=self.using):
-            Intent.objects.using(self.using).bulk_create(Intent(label=label) for label in keys)
+            Intent.objects.using(self.using).bulk_create(
+                Intent(label=label, ordering_key=ordering_key) for label in keys
+            )
             messages = OutboxMessage.objects.enqueue_many(
                 [record_once.s(label, lock=lock).set(**options) for label in keys],
                 keys=keys,
+                ordering_keys=[ordering_key] * len(keys),
                 using=self.using,
             )
         return [message.id for message in messages]

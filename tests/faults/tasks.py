@@ -26,13 +26,22 @@ def fulfil(label: str, successors: int = 0) -> None:
 
 
 def intend(
-    labels: Sequence[str], *, successors: int = 0, using: str = "default", **options: Any
+    labels: Sequence[str],
+    *,
+    successors: int = 0,
+    ordering_key: str = "",
+    using: str = "default",
+    **options: Any,
 ) -> None:
     """Commit intents, and a message for each, with this transaction or in one of their own."""
     with transaction.atomic(using=using):
-        Intent.objects.using(using).bulk_create(Intent(label=label) for label in labels)
         OutboxMessage.objects.enqueue_many(
             [fulfil.s(label, successors).set(**options) for label in labels],
             keys=labels,
+            ordering_keys=[ordering_key] * len(labels),
             using=using,
+        )
+        # Once their key is taken: so their ids are in the order of commits.
+        Intent.objects.using(using).bulk_create(
+            Intent(label=label, ordering_key=ordering_key) for label in labels
         )

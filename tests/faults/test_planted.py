@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
 from django.db.models.functions import Now
 
 from idempotency.models import IdempotencyKey
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
 
 NUMBER = 50
+LOCK = 7
 
 
 def test_marked_before_publish_is_lost(system: System) -> None:
@@ -96,6 +98,36 @@ def test_short_window_is_doubled(system: System, bug: str, found: list[str]) -> 
     system.await_executed()
     wait_for(lambda: audit().delivered_again == 1)
     assert audit().violations() == found
+
+
+@pytest.mark.parametrize(
+    ("bug", "found"),
+    [("", []), ("ordering_gate_removed", ["out_of_order"])],
+    ids=["sound", "bug"],
+)
+def test_ordering_gate_removed_is_out_of_order(system: System, bug: str, found: list[str]) -> None:
+    """The first of a key is slow, and another worker is free."""
+    system.start_relay(env={BUG: bug})
+    system.start_worker(concurrency=2)
+    with held_lock(LOCK):
+        system.commit(["first"], lock=LOCK, ordering_key="key")
+        system.commit(["second", "third"], ordering_key="key")
+        system.commit(["free"])
+        expected = 3 if bug else 1
+        wait_for(lambda: Effect.objects.count() == expected, message=system.describe)
+    system.await_executed()
+    assert audit().violations() == found
+
+
+@contextmanager
+def held_lock(number: int) -> Iterator[None]:
+    """Hold the advisory lock for which a task waits."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [number])
+        try:
+            yield
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
 
 
 def _commit_elsewhere(system: System, label: str) -> None:

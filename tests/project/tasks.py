@@ -50,6 +50,20 @@ def record_once(label: str, lock: int | None = None) -> int:
 
 
 @shared_task
+@idempotent
+def record_alone(label: str, key: str) -> int:
+    """Guarded; fails while another one of the key is being executed."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtext(%s)), pg_sleep(0.005)", [f"alone {key}"]
+        )
+        (alone, _) = cursor.fetchone()
+    if not alone:
+        raise RuntimeError(f"{label} is executed beside another one of {key}")
+    return take_effect(label)
+
+
+@shared_task
 @idempotent(key="record:{label}")
 def record_once_per_label(label: str, lock: int | None = None) -> int:
     """Guarded by a business key: a label takes effect once, whatever number of messages."""

@@ -11,13 +11,15 @@ from django.db import DEFAULT_DB_ALIAS
 from outbox.conf import conf
 from outbox.management.databases import database_errors, require_alias
 from outbox.models import OutboxMessage
+from outbox.ordering_querysets import purge_keys
 from outbox.querysets import FINISHED, PURGEABLE
 
 
 class Command(BaseCommand):
     help = (
         "Delete the messages that have been over for OUTBOX_RETENTION: executed, discarded, and "
-        "published without a receipt to wait for. Others wait for somebody, and are kept."
+        "published without a receipt to wait for; and ordering keys that have no message left. "
+        "Others wait for somebody, and are kept."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -47,7 +49,10 @@ class Command(BaseCommand):
         age, states = _age(options["days"]), options["states"] or FINISHED
         with database_errors(database):
             deleted = sum(messages.purge_in_batches(age, batch_size, states))
+            keys = purge_keys(database, batch_size)
         self.stdout.write(f"deleted {deleted}")
+        if keys:
+            self.stdout.write(f"deleted {keys} ordering keys without a message")
 
 
 def _age(days: float | None) -> timedelta:

@@ -91,6 +91,9 @@ def _lines(status: Status) -> Iterator[str]:
             if group.status == state:
                 yield f"{'':12}{group.count} of {group.task}: {group.error}"
     yield f"stuck       {status.stuck}"
+    yield f"blocked     {status.blocked}"
+    for held in status.held_keys:
+        yield f"{'':12}{held.ordering_key}, by {held.message}, which is {held.state}"
     yield f"xmin        {_held(status)}"
 
 

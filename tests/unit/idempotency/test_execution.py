@@ -83,8 +83,8 @@ def received(signal: Signal) -> Iterator[list[dict[str, Any]]]:
 def receipts(sql: str) -> Iterator[None]:
     """Have a statement with one parameter, "receipt", written with each key."""
 
-    def receiver(**kwargs: Any) -> tuple[str, list[str]]:
-        return sql, ["receipt"]
+    def receiver(**kwargs: Any) -> list[tuple[str, list[str]]]:
+        return [(sql, ["receipt"])]
 
     receipt.connect(receiver)
     try:

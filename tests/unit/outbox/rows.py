@@ -27,12 +27,15 @@ def message(
     signature: Any = None,
     *,
     key: str | None = None,
+    ordering_key: str = "",
     using: str = "default",
     **changes: Any,
 ) -> OutboxMessage:
     """Enqueue ``signature`` and bring its message to a state, with ``changes`` of its fields."""
     with transaction.atomic(using=using):
-        written = OutboxMessage.objects.enqueue(signature or record.s("x"), key=key, using=using)
+        written = OutboxMessage.objects.enqueue(
+            signature or record.s("x"), key=key, ordering_key=ordering_key, using=using
+        )
     rows = OutboxMessage.objects.using(using).filter(pk=written.pk)
     rows.update(**{"status": status, **TIMES[status], **changes})
     found: OutboxMessage = rows.get()

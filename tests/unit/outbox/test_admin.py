@@ -647,3 +647,58 @@ def test_a_message_that_a_relay_holds_is_skipped(admin_client: Client) -> None:
     ]
     assert states(held, free) == ["pending", "discarded"]
     assert LogEntry.objects.get().object_id == str(free.pk)
+
+
+# Ordering keys
+
+
+def in_line(status: str = "pending", **changes: Any) -> tuple[OutboxMessage, OutboxMessage]:
+    """The first of a key, in a state, and the one that waits for it."""
+    with transaction.atomic():
+        first, second = OutboxMessage.objects.enqueue_many(
+            [record.s("1"), fail.s("2")], ordering_keys=["account:7", "account:7"]
+        )
+    OutboxMessage.objects.filter(pk=first.pk).update(
+        **{"status": status, **TIMES[status], **changes}
+    )
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [("dead", "dead"), ("failed", "failed"), ("published", "receipt outstanding, stuck")],
+)
+def test_a_message_that_waits_says_for_which(admin_client: Client, status: str, told: str) -> None:
+    first, second = in_line(status, awaits_receipt=True)
+    text = text_of(admin_client.get(page_of(second)))
+    assert "account:7, number 2" in text
+    assert f'waits for <a href="{page_of(first)}">{first}</a> ({told})' in text
+    assert "waits for" not in text_of(admin_client.get(page_of(first)))
+    listed = text_of(admin_client.get(LIST))
+    assert listed.count("waits for its turn") == 1
+
+
+def test_a_message_without_a_key_has_no_place(admin_client: Client) -> None:
+    assert '<span class="quiet">in none</span>' in text_of(admin_client.get(page_of(enqueue())))
+
+
+def test_a_search_finds_the_messages_of_an_ordering_key(admin_client: Client) -> None:
+    rows = in_line()
+    enqueue()
+    assert set(shown(admin_client.get(LIST, {"q": " account:7 "}))) == set(rows)
+    assert shown(admin_client.get(LIST, {"q": "account:"})) == []
+
+
+def test_the_button_discards_the_first_and_the_next_has_its_turn(admin_client: Client) -> None:
+    first, second = in_line("dead")
+    admin_client.post(page_of(first, "discard"), {"confirmed": "yes"})
+    second.refresh_from_db()
+    assert not second.blocked
+
+
+def test_the_button_retries_the_first_and_the_others_wait(admin_client: Client) -> None:
+    first, second = in_line("dead")
+    admin_client.post(page_of(first, "retry"))
+    for row in (first, second):
+        row.refresh_from_db()
+    assert (first.status, first.blocked, second.blocked) == ("pending", False, True)

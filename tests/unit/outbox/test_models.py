@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 from django.contrib.auth.models import Permission
 from django.core import serializers
-from django.core.exceptions import FieldDoesNotExist
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
 from kombu.exceptions import ContentDisallowed
@@ -137,9 +136,3 @@ def test_nobody_is_permitted_to_add_change_or_delete_a_message() -> None:
         "retry_late_outboxmessage",
         "discard_outboxmessage",
     }
-
-
-def test_a_later_issues_fields_are_absent() -> None:
-    for field in ("ordering_key", "sequence"):
-        with pytest.raises(FieldDoesNotExist):
-            OutboxMessage._meta.get_field(field)

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 
 from outbox import status_querysets
 from outbox.models import OutboxMessage
-from outbox.status_querysets import ErrorGroup, XminHolder, status_of
+from outbox.status_querysets import ErrorGroup, HeldKey, XminHolder, status_of
 from tests.project.tasks import fail, record_once
 from tests.unit.outbox.rows import message
 
@@ -199,3 +199,39 @@ def test_nothing_is_read_whole(statistics: str) -> None:
             cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}")
             ((found,),) = cursor.fetchall()
         assert found[0]["Plan"]["Shared Hit Blocks"] < 200, json.dumps(found)
+
+
+# Ordering keys
+
+
+@pytest.mark.parametrize("state", ["dead", "failed", "stuck"])
+def test_a_key_whose_messages_wait_for_a_person_is_named(state: str) -> None:
+    status = "published" if state == "stuck" else state
+    for key in ("a", "b", "alone"):
+        first = message(status, record_once.s("x"), ordering_key=key)
+        if key != "alone":
+            message(ordering_key=key)
+            message(ordering_key=key)
+            expected = first
+    message(ordering_key="well")
+    message(ordering_key="well")
+    found = status_of("default")
+    assert found.blocked == 5
+    assert [held.ordering_key for held in found.held_keys] == ["a", "b"]
+    assert found.held_keys[1] == HeldKey("b", state, str(expected.pk))
+
+
+def test_a_failed_one_for_which_nobody_waits_holds_no_key() -> None:
+    """It was published, and its key has gone on."""
+    message("failed", ordering_key="k")
+    message(ordering_key="k")
+    message(ordering_key="k")
+    found = status_of("default")
+    assert (found.blocked, found.held_keys) == (1, [])
+
+
+def test_what_waits_for_its_turn_is_not_due() -> None:
+    for _ in range(3):
+        message(ordering_key="k", available_at=Now() - MINUTE)
+    found = status_of("default")
+    assert (found.pending, found.due, found.blocked) == (3, 1, 2)

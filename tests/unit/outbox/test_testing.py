@@ -10,6 +10,7 @@ from celery import chain, current_app, group, shared_task, signature
 from celery.exceptions import MaxRetriesExceededError
 from django.db import transaction
 
+from idempotency.testing import override_idempotency
 from outbox import testing, wire
 from outbox.models import OutboxMessage
 from outbox.testing import assert_enqueued, drain_outbox
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.django_db(databases=["default", "other"])
 record: Any = tasks.record
 record_once: Any = tasks.record_once
 fail: Any = tasks.fail
+fail_guarded: Any = tasks.fail_guarded
 messages = OutboxMessage.objects
 ran: list[Any] = []
 
@@ -87,6 +89,32 @@ def test_draining_does_not_run_what_was_rolled_back() -> None:
         enqueue(record.s("1"))
         transaction.set_rollback(True)
     assert drain_outbox() == 0
+
+
+@pytest.mark.parametrize("task", [record, record_once])
+def test_draining_runs_the_messages_of_a_key_in_their_order(task: Any) -> None:
+    later = enqueue(task.s("1").set(countdown=3600), ordering_key="k")
+    for label in "23":
+        enqueue(task.s(label), ordering_key="k")
+    assert drain_outbox() == 3
+    assert list(Effect.objects.order_by("pk").values_list("label", flat=True)) == ["1", "2", "3"]
+    assert not OutboxMessage.objects.pending().exists()
+    assert status_of(later) == ("published" if task is record else "executed")
+
+
+def test_draining_goes_on_with_a_key_where_guards_are_switched_off() -> None:
+    for label in "12":
+        enqueue(record_once.s(label), ordering_key="k")
+    with override_idempotency(enabled=False):
+        assert drain_outbox() == 2
+
+
+def test_draining_stops_at_the_first_of_a_key_that_fails() -> None:
+    first, second = (enqueue(fail_guarded.s(label), ordering_key="k") for label in "12")
+    with pytest.raises(RuntimeError, match="1"):
+        drain_outbox()
+    assert drain_outbox() == 0
+    assert (status_of(first), status_of(second)) == ("failed", "pending")
 
 
 def test_draining_does_not_wait() -> None:

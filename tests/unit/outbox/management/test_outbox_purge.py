@@ -12,7 +12,7 @@ from django.db import connection
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
-from outbox.models import OutboxMessage
+from outbox.models import OrderingKey, OutboxMessage
 from outbox.tasks import purge
 from tests.unit.outbox.rows import message
 
@@ -113,3 +113,19 @@ def test_the_task_is_told_of_states_ages_and_databases() -> None:
     assert purge(using="other") == 1
     with pytest.raises(ValueError, match="A pending message must be discarded first"):
         purge(states=["pending"])
+
+
+@pytest.mark.parametrize("task", [False, True])
+def test_ordering_keys_without_a_message_go_with_it(task: bool) -> None:
+    for key in ("gone", "kept"):
+        row = message("executed", ordering_key=key)
+        messages.filter(pk=row.pk).update(
+            created_at=OLD, **({"published_at": OLD, "executed_at": OLD} if key == "gone" else {})
+        )
+    messages.filter(ordering_key="kept").update(status="discarded", executed_at=None)
+    messages.filter(ordering_key="kept").update(created_at=Now())
+    if task:
+        assert purge() == 1
+    else:
+        assert purged() == "deleted 1\ndeleted 1 ordering keys without a message\n"
+    assert OrderingKey.objects.get().key == "kept"

@@ -60,6 +60,7 @@ def test_an_outbox_in_good_order_is_no_alert(held: Any) -> None:
         "dead        0",
         "failed      0",
         "stuck       0",
+        "blocked     0",
         "xmin        not held",
     ]
 
@@ -75,6 +76,7 @@ def test_errors_are_shown_under_their_state(held: Any) -> None:
         "failed      2",
         "            2 of tests.project.tasks.record: why failed",
         "stuck       0",
+        "blocked     0",
         "xmin        held by session 12 app, for 4 s, 99 transactions",
     ]
 
@@ -154,3 +156,13 @@ def test_not_to_have_looked_is_a_status_of_its_own() -> None:
             told()
         transaction.set_rollback(True)
     assert caught.value.returncode == 2
+
+
+def test_keys_that_wait_for_somebody_are_shown(held: Any) -> None:
+    held()
+    first = message("dead", ordering_key="account:7")
+    message(ordering_key="account:7")
+    assert told("--max-dead", "1").splitlines()[-3:-1] == [
+        "blocked     1",
+        f"            account:7, by {first.pk}, which is dead",
+    ]

@@ -231,14 +231,6 @@ def test_an_unserializable_argument_is_a_type_error_too() -> None:
         messages.enqueue(record.s(object()))
 
 
-def test_order_is_not_there_yet() -> None:
-    with pytest.raises(NotImplementedError, match="ordering_key is not supported yet"):
-        messages.enqueue(record.s("x"), ordering_key="order:1")
-    with pytest.raises(NotImplementedError, match="ordering_key is not supported yet"):
-        messages.enqueue_many([record.s("x")], ordering_keys=["order:1"])
-    assert not messages.exists()
-
-
 # From async code
 
 

@@ -81,7 +81,9 @@ def test_a_key_has_255_characters() -> None:
 
 @pytest.mark.parametrize("keys", [["a"], ["a", "b", "c"], "ab", []])
 def test_each_signature_has_a_key(keys: Any) -> None:
-    with pytest.raises(ValueError, match="one key for each of 2 signatures"):
+    with pytest.raises(
+        ValueError, match="keys must be a sequence with one for each of 2 signatures"
+    ):
         messages.enqueue_many([record.s("x"), record.s("y")], keys=keys)
 
 
