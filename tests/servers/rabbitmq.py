@@ -63,7 +63,7 @@ class RabbitMQ(Server):
     def create_vhost(self, vhost: str) -> str:
         """Create a virtual host; return its URL."""
         self.api("PUT", f"vhosts/{vhost}")
-        self._permit(vhost)
+        self.permit(vhost)
         return self.url_of(vhost)
 
     def delete_vhost(self, vhost: str) -> None:
@@ -76,17 +76,17 @@ class RabbitMQ(Server):
         Killed in between, it comes back without the queue, and without what it confirmed for it.
         Each change of a definition flushes those before it.
         """
-        self._permit("%2F")
+        self.permit("%2F")
 
     def wipe(self) -> None:
         """SIGKILL it and delete its data: the next start knows no virtual host and no queue."""
         self.kill()
         shutil.rmtree(self.directory / "mnesia")
 
-    def _permit(self, vhost: str, name: str = "test") -> None:
-        self.api(
-            "PUT", f"permissions/{vhost}/{name}", {"configure": ".*", "write": ".*", "read": ".*"}
-        )
+    def permit(self, vhost: str, name: str = "test", write: str = ".*") -> None:
+        """Let a user do everything on the virtual host, or publish to some exchanges only."""
+        permissions = {"configure": ".*", "write": write, "read": ".*"}
+        self.api("PUT", f"permissions/{vhost}/{name}", permissions)
 
     def ctl(self, *arguments: str) -> None:
         """Run ``rabbitmqctl``."""
@@ -105,7 +105,7 @@ class RabbitMQ(Server):
     def create_user(self, name: str, password: str, vhost: str) -> None:
         """Create a user who may do everything on the virtual host; or change the password."""
         self.api("PUT", f"users/{name}", {"password": password, "tags": ""})
-        self._permit(vhost, name)
+        self.permit(vhost, name)
 
     def forbid(self, vhost: str, name: str) -> None:
         """Take a user's permissions on the virtual host away."""

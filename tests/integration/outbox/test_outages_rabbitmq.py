@@ -152,6 +152,24 @@ def test_a_virtual_host_that_is_forbidden_while_connected_is_an_outage(
     assert relay_of_user.run_once() == RelayResult(published=3)
 
 
+def test_a_permission_that_is_revoked_is_each_messages_own_error_until_it_is_back(
+    server: RabbitMQ, broker: Broker, relay_of_user: Relay
+) -> None:
+    """A fresh connection works: the broker refuses what goes to that exchange, and says so."""
+    enqueue(1)
+    assert relay_of_user.run_once() == RelayResult(published=1)
+    server.permit(vhost_of(broker), "relay", write="^$")
+    relay_of_user.close()  # a channel remembers what it was permitted
+    rows = enqueue(3)
+    assert relay_of_user.run_once() == RelayResult(failed=3)
+    for message in messages.pending():
+        assert message.attempts == 1
+        assert "ACCESS_REFUSED" in message.errors[0]["error"]
+    server.permit(vhost_of(broker), "relay")
+    wait_for(lambda: relay_of_user.run_once() and not messages.pending().exists())
+    assert rows < set(arrivals(broker, "celery"))
+
+
 def test_wrong_credentials_are_told_once_and_waited_for(
     server: RabbitMQ, broker: Broker, start_relay: Callable[..., Process]
 ) -> None:
