@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,24 @@ class Ratio:
         return (
             f"{self.title}: {middle:.2f}  "
             f"(min {min(self.values):.2f}, max {max(self.values):.2f}, {len(self.values)} rounds)"
+        )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure in its unit, one for each round."""
+
+    title: str
+    unit: str
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        told = f"{self.title}: {statistics.median(self.values):.1f} {self.unit}"
+        if len(self.values) == 1:
+            return told
+        return (
+            f"{told}  (min {min(self.values):.1f}, max {max(self.values):.1f}, "
+            f"{len(self.values)} rounds)"
         )
 
 
@@ -65,3 +84,14 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    """Return the value that ``share`` per cent of them do not exceed."""
+    return sorted(values)[min(len(values) - 1, len(values) * share // 100)]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time that a process of this machine has taken up (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

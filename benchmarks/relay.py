@@ -39,11 +39,11 @@ def relay(broker: str = "rabbitmq", rounds: int = 5) -> list[Ratio]:
             prebuilt = list(OutboxMessage.objects.pending().iterator())
             ours = seconds(drain.drain)
             assert not OutboxMessage.objects.pending().exists()
-            assert _waiting(current_app) == MESSAGES
+            assert waiting(current_app) == MESSAGES
             print(f"  relay {MESSAGES / ours:,.0f}/s", end="")
             for name, batch in floors.items():
                 floor = seconds(partial(_floor, current_app, prebuilt, batch))
-                assert _waiting(current_app) == MESSAGES
+                assert waiting(current_app) == MESSAGES
                 print(f"   kombu, {name} {MESSAGES / floor:,.0f}/s", end="")
                 ratios[name].append(floor / ours)
             print()
@@ -105,7 +105,7 @@ def _publish(producer: Any, messages: list[Any]) -> None:
         )
 
 
-def _waiting(app: Any) -> int:
+def waiting(app: Any) -> int:
     """Return how many messages are in the queue, and empty it."""
     with app.connection_for_write() as connection:
         queue = app.amqp.queues[app.conf.task_default_queue](connection.channel())

@@ -1,23 +1,34 @@
-"""``python -m benchmarks.run [name ...]``: run the benchmarks and print their ratios."""
+"""``python -m benchmarks.run [name ...]``: run the benchmarks and print their figures.
+
+``MINUTES`` in the environment: how long ``growth-pinned`` takes (2).
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from benchmarks.claim import claim_settle
 from benchmarks.enqueue import enqueue
+from benchmarks.growth import kept, pinned
 from benchmarks.guard import guarded_task, guarded_view, many_keys
-from benchmarks.harness import Ratio
+from benchmarks.harness import Figure, Ratio
+from benchmarks.latency import latency
 from benchmarks.relay import relay
 
-BENCHMARKS: dict[str, Callable[[], list[Ratio]]] = {
+BENCHMARKS: dict[str, Callable[[], Sequence[Ratio | Figure]]] = {
     "relay-rabbitmq": lambda: relay("rabbitmq"),
     "relay-valkey": lambda: relay("valkey"),
     "enqueue": enqueue,
     "guarded-task": guarded_task,
     "guarded-view": guarded_view,
     "many-keys": many_keys,
+    "latency": latency,
+    "claim-settle": claim_settle,
+    "growth-kept": kept,
+    "growth-pinned": lambda: pinned(float(os.environ.get("MINUTES", "2"))),
 }
 
 
