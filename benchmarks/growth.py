@@ -47,6 +47,7 @@ def fill(rows: int) -> None:
         OutboxMessage.objects.enqueue(record.s("x"), using="other")
     with connections["other"].cursor() as cursor:
         cursor.execute(FILL, {"rows": rows})
+        cursor.execute("DELETE FROM outbox_outboxmessage WHERE status = 'pending'")
         cursor.execute("VACUUM ANALYZE outbox_outboxmessage")
         cursor.execute("CHECKPOINT")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from datetime import timedelta
@@ -17,7 +18,9 @@ from outbox.batch import Batch, RelayResult, publish_timeout
 from outbox.burst import Burst
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
+from outbox.models import OutboxMessage
 from outbox.publisher import Publisher
+from outbox.querysets import OutboxQuerySet
 from outbox.turns import Turns
 from outbox.watermark import Watermark
 
@@ -45,6 +48,7 @@ class Relay:
         self.batch_size = batch_size
         # Not current_app, which is a proxy: the relay may run in another thread.
         self.publisher = Publisher(app_or_default(), publish_timeout())
+        self._messages: OutboxQuerySet = OutboxMessage.objects.using(using)
         self._watermark = Watermark()
         self._turns = Turns(using)
         self._burst = Burst(using, self._batch_on)
@@ -122,13 +126,30 @@ class Relay:
         """
         # Nobody else sees what an open transaction has written, such as a test's.
         alone = connections[self.using].in_atomic_block
+        idle = False
         while True:
-            result = self._round()
+            result = RelayResult() if idle and not self._is_due() else self._round()
+            idle = not result.claimed
             yield result
             if result.claimed == self._size and not alone:
                 with closing(self._burst.batches()) as batches:
                     for batch in batches:
                         yield _result_of(batch)
+
+    def _is_due(self) -> bool:
+        """Whether a round would find something, for less than an empty one costs."""
+        messages, watermark = self._messages, self._watermark
+        self._turns.give()
+        start = watermark.start()
+        began = time.perf_counter()
+        now, due = messages.look(start)
+        if not due and start is not None and watermark.start(now) is None:
+            start, began = None, time.perf_counter()
+            now, due = messages.look()
+        if not due:
+            took = timedelta(seconds=time.perf_counter() - began)
+            watermark.note(now, start, None, took, by="look")
+        return due
 
     def _batch_on(self, connection: BaseDatabaseWrapper) -> Batch:
         return Batch(

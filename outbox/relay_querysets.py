@@ -90,6 +90,16 @@ class RelayQuerySet(QuerySet):
             moment: datetime = cursor.fetchone()[0]
             return moment
 
+    def look(self, start: datetime | None = None) -> tuple[datetime, bool]:
+        """Return the database's time, and whether anything is due, for less than a claim costs.
+
+        ``start``: as for a claim. What another relay holds is due as well.
+        """
+        with connections[self.db].cursor() as cursor:
+            cursor.execute(LOOK, [start or "-infinity"])
+            looked: tuple[datetime, bool] = cursor.fetchone()
+            return looked
+
     def claim(
         self, rows: int, body_bytes: int, start: datetime | None = None
     ) -> list[ClaimedMessage]:
@@ -154,14 +164,24 @@ APPEND_ERROR = """
 """
 
 # statement_timestamp(), because clock_timestamp() is volatile and never an index condition.
+DUE = """
+    NOT blocked AND available_at >= %s::timestamptz AND available_at <= statement_timestamp()
+"""
+
+# In the index's order, or with old statistics the planner would walk the table.
+LOOK = f"""
+SELECT clock_timestamp(), (
+    SELECT available_at FROM outbox_outboxmessage WHERE {DUE} ORDER BY available_at, id LIMIT 1
+) IS NOT NULL
+"""
+
 # published_at is the moment of the settling, up to a claim's length after the publish: batches of
 # two relays that differ by less may lie in the queue in any order.
-CLAIM = """
+CLAIM = f"""
 WITH locked AS (
     SELECT *
     FROM outbox_outboxmessage
-    WHERE available_at >= %s::timestamptz AND available_at <= statement_timestamp()
-        AND NOT blocked
+    WHERE {DUE}
     ORDER BY available_at, id
     LIMIT %s
     FOR UPDATE SKIP LOCKED

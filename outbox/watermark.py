@@ -31,24 +31,34 @@ class Watermark:
 
     def __init__(self) -> None:
         self._start: datetime | None = None
-        self._fastest = timedelta.max
+        self._fastest: dict[str, timedelta] = {}
 
-    def start(self, now: datetime) -> datetime | None:
-        """Return from which moment on to claim at ``now``; None: look at everything."""
-        if self._start is None or now < self._last or now >= self._next_look:
+    def start(self, now: datetime | None = None) -> datetime | None:
+        """Return from which moment on to claim at ``now``; None: look at everything.
+
+        Without ``now`` as it was after the last claim.
+        """
+        if self._start is None:
             return None
-        return self._start
+        moment = now or self._last
+        return None if moment < self._last or moment >= self._next_look else self._start
 
     def note(
-        self, now: datetime, start: datetime | None, latest: datetime | None, took: timedelta
+        self,
+        now: datetime,
+        start: datetime | None,
+        latest: datetime | None,
+        took: timedelta,
+        by: str = "claim",
     ) -> None:
         """Note a claim that was made at ``now`` from ``start`` on and took so long.
 
         ``latest``: when the last message that it found became due, None if it found none.
+        ``by``: the statement; times of different ones are not compared.
         """
-        self._fastest = min(self._fastest, took)
+        self._fastest[by] = min(self._fastest.get(by, took), took)
         if start is None:
-            self._next_look = now + self._pause(took)
+            self._next_look = now + self._pause(took, self._fastest[by])
         self._last = now
         self._start = now - LAG if latest is None else min(now - LAG, latest)
 
@@ -56,7 +66,7 @@ class Watermark:
         """Look at everything with the next claim: messages that were claimed are due again."""
         self._start = None
 
-    def _pause(self, took: timedelta) -> timedelta:
-        if took <= CHEAP * self._fastest:
+    def _pause(self, took: timedelta, fastest: timedelta) -> timedelta:
+        if took <= CHEAP * fastest:
             return timedelta(0)
         return min(max(took * PAUSES, SHORTEST_PAUSE), LONGEST_PAUSE)

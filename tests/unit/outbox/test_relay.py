@@ -264,6 +264,9 @@ class Outages(Relay):
         self.script = list(script)
         self.stop = threading.Event()
 
+    def _is_due(self) -> bool:
+        return True
+
     def _round(self) -> RelayResult:
         step = self.script.pop(0)
         if not self.script:

@@ -190,6 +190,43 @@ def lag_is_over() -> bool:
         return bool(cursor.fetchone()[0] > LAG.total_seconds() + 0.2)
 
 
+# An idle relay, which looks before it claims
+
+
+def test_an_idle_relay_claims_only_when_something_is_due(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[Any] = []
+    claim = OutboxQuerySet.claim
+
+    def noting(self: OutboxQuerySet, *args: Any) -> Any:
+        claims.append(claim(self, *args))
+        return claims[-1]
+
+    monkeypatch.setattr(OutboxQuerySet, "claim", noting)
+    with closing(relay._results()) as results:
+        assert [next(results) for _ in range(5)] == [RelayResult()] * 5
+        assert claims == [[]]
+        row = message()
+        assert next(results) == RelayResult(published=1)
+        assert [claimed.id for claimed in claims[-1]] == [row.pk]
+        assert next(results) == RelayResult()
+        assert len(claims) == 3
+
+
+def test_an_idle_relay_looks_at_everything_every_now_and_then(
+    relay: Relay, pause: Any, memory_broker: MemoryBroker
+) -> None:
+    pause(timedelta(milliseconds=300))
+    with closing(relay._results()) as results:
+        for _ in range(3):
+            assert next(results) == RelayResult()
+        row = message(available_at=MOMENT)
+        assert next(results) == RelayResult()
+        wait_for(lambda: next(results).published, timeout=5)
+    assert memory_broker.ids() == [str(row.pk)]
+
+
 # What must be known to be nothing
 
 

@@ -66,6 +66,20 @@ def test_the_longer_a_look_at_everything_takes_the_rarer_it_is(
         assert watermark.start(NOON + pause - timedelta(microseconds=1)) is not None
 
 
+def test_times_of_different_statements_are_not_compared() -> None:
+    watermark = noted()
+    watermark.note(NOON, None, None, 5 * MILLISECOND, by="look")
+    assert watermark.start(NOON) is None
+    watermark.note(NOON, None, None, 11 * MILLISECOND, by="look")
+    assert watermark.start(NOON) is not None
+
+
+def test_where_a_claim_would_start_is_told_before_the_time_is_known() -> None:
+    assert Watermark().start() is None
+    assert noted().start() == NOON - LAG
+    assert noted(took=MILLISECOND).start() is None
+
+
 def test_what_is_claimed_and_not_settled_is_looked_for_everywhere() -> None:
     watermark = noted()
     watermark.forget()

@@ -73,6 +73,17 @@ def test_a_claim_may_start_later() -> None:
     assert [row.available_at for row in claimed] == [row.available_at for row in rows[1:]]
 
 
+def test_a_look_tells_whether_a_claim_would_find_something() -> None:
+    message(available_at=timezone.now() + timedelta(hours=1))
+    now, due = messages.look()
+    assert not due
+    assert abs(now - timezone.now()) < 5 * SECOND
+    message(available_at=MOMENT)
+    assert messages.look()[1]
+    assert messages.look(MOMENT)[1]
+    assert not messages.look(MOMENT + SECOND)[1]
+
+
 def test_a_moment_that_python_does_not_know_stops_nobody() -> None:
     rows = [message(), message()]
     with connection.cursor() as cursor:
@@ -290,6 +301,26 @@ def test_the_index_serves_the_claim_with_the_statistics_of_a_backlog(
     due = [message().pk for _ in range(20)]
     assert_served_by_the_index(plan(start))
     assert claim() == due
+
+
+def look_plan(start: datetime | None) -> str:
+    with CaptureQueriesContext(connection) as queries:
+        messages.look(start)
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN {queries[0]['sql']}")
+        return "\n".join(line for (line,) in cursor)
+
+
+def test_the_index_serves_a_look_whatever_the_statistics(start: datetime | None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE outbox_outboxmessage")
+        cursor.execute(PUBLISHED_ROWS, [20_000])
+        assert "using outbox_due" in look_plan(start)
+        cursor.execute(MOVE_OLD_ROWS, ["pending", MOMENT, None])
+        cursor.execute("ANALYZE outbox_outboxmessage")
+        cursor.execute(MOVE_OLD_ROWS, ["published", None, MOMENT])
+    assert "using outbox_due" in look_plan(start)
+    assert "Sort" not in look_plan(start)
 
 
 # Bounded in time
