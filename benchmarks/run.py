@@ -16,6 +16,7 @@ from benchmarks.growth import kept, pinned
 from benchmarks.guard import guarded_task, guarded_view, many_keys
 from benchmarks.harness import Figure, Ratio
 from benchmarks.latency import latency
+from benchmarks.ordering import ordering
 from benchmarks.relay import relay
 
 BENCHMARKS: dict[str, Callable[[], Sequence[Ratio | Figure]]] = {
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[], Sequence[Ratio | Figure]]] = {
     "claim-settle": claim_settle,
     "growth-kept": kept,
     "growth-pinned": lambda: pinned(float(os.environ.get("MINUTES", "2"))),
+    "ordering": ordering,
 }
 
 
