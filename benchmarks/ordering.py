@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.harness import Ratio, project, seconds
+from benchmarks.harness import Figure, Ratio, project, seconds
 
 if TYPE_CHECKING:
     from tests.servers.children import Children
@@ -22,7 +22,7 @@ CLAIMS = 200
 CONCURRENCY = 2
 
 
-def ordering(rounds: int = 5) -> list[Ratio]:
+def ordering(rounds: int = 5) -> list[Ratio | Figure]:
     """Execute messages on 1,000 keys and without, in turn; 20,000 wait on one further key.
 
     And time the claims of a relay among all of them.
@@ -94,7 +94,7 @@ def _taken(name: str) -> float:
     return taken.total_seconds()
 
 
-def _claims() -> list[Ratio]:
+def _claims() -> list[Figure]:
     """Time claims of a full batch of heads, and claims that find nothing due."""
     from django.db.models.functions import Now
 
@@ -106,8 +106,8 @@ def _claims() -> list[Ratio]:
     idle = _milliseconds(0)
     heads.update(available_at=Now())
     return [
-        Ratio(f"milliseconds of a claim of {BATCH} heads", full),
-        Ratio("milliseconds of a claim that finds nothing", idle),
+        Figure(f"a claim of {BATCH} heads", "ms", full),
+        Figure("a claim that finds nothing", "ms", idle),
     ]
 
 

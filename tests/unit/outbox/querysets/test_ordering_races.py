@@ -190,6 +190,22 @@ def test_producers_of_many_keys_in_any_order_end() -> None:
     assert messages.filter(blocked=False).count() == 3
 
 
+def test_keys_are_taken_in_their_order_whatever_the_callers(other: Other) -> None:
+    def produce() -> None:
+        with transaction.atomic():
+            messages.enqueue_many([record.s("x")] * 3, ordering_keys=["c", "b", "a"])
+
+    for key in "abc":
+        enqueue("1", key)
+    with others(1) as (third,):
+        with transaction.atomic():
+            enqueue("2", "b")
+            produced = other.waits_in(produce)
+            held = third.does(lambda: advance_free("default", {"a", "b", "c"}))
+        produced.result(timeout=30)
+    assert held == {"a", "b"}
+
+
 def test_the_sequence_is_the_order_of_commits() -> None:
     """Who has a key is the next of its producers to commit."""
     meet = threading.Barrier(3)
