@@ -17,11 +17,16 @@ class Ratio:
 
     title: str
     values: tuple[float, ...]
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def middle(self) -> float:
+        return statistics.median(self.values)
 
     def __str__(self) -> str:
-        middle = statistics.median(self.values)
         return (
-            f"{self.title}: {middle:.2f}  "
+            f"{self.title}: {self.middle:.2f}  "
             f"(min {min(self.values):.2f}, max {max(self.values):.2f}, {len(self.values)} rounds)"
         )
 

@@ -19,11 +19,9 @@ def relay(broker: str = "rabbitmq", rounds: int = 5) -> list[Ratio]:
     """Drain rows with one relay; publish the same messages with kombu alone; compare the rates."""
     with project(broker):
         from celery import current_app
-        from django.db import transaction
 
         from outbox.models import OutboxMessage
         from outbox.relay import Relay
-        from tests.project.tasks import record
 
         drain = Relay()
         drain.run_once()
@@ -32,10 +30,7 @@ def relay(broker: str = "rabbitmq", rounds: int = 5) -> list[Ratio]:
             floors[f"{BATCH} at a time"] = BATCH
         ratios: dict[str, list[float]] = {name: [] for name in floors}
         for _ in range(rounds):
-            with transaction.atomic():
-                for _ in range(MESSAGES // 1000):
-                    messages = [record.s(str(i)) for i in range(1000)]
-                    OutboxMessage.objects.enqueue_many(messages)
+            enqueue(MESSAGES)
             prebuilt = list(OutboxMessage.objects.pending().iterator())
             ours = seconds(drain.drain)
             assert not OutboxMessage.objects.pending().exists()
@@ -71,6 +66,7 @@ def _publish_confirmed(
     connection: Any, channel: Any, producer: Any, messages: list[Any], batch: int
 ) -> None:
     last = 0
+    singles: set[int] = set()
 
     def on_ack(tag: int, multiple: bool) -> None:
         nonlocal last, singles
@@ -83,7 +79,6 @@ def _publish_confirmed(
             last += 1
             singles.remove(last)
 
-    singles: set[int] = set()
     channel.confirm_select()
     channel.events["basic_ack"].add(on_ack)
     for start in range(0, len(messages), batch):
@@ -103,6 +98,19 @@ def _publish(producer: Any, messages: list[Any]) -> None:
             mandatory=True,
             **message.properties,
         )
+
+
+def enqueue(count: int) -> None:
+    """Write so many messages in one transaction, a thousand with each INSERT."""
+    from django.db import transaction
+
+    from outbox.models import OutboxMessage
+    from tests.project.tasks import record
+
+    with transaction.atomic():
+        for start in range(0, count, 1000):
+            numbers = range(start, min(start + 1000, count))
+            OutboxMessage.objects.enqueue_many([record.s(str(number)) for number in numbers])
 
 
 def waiting(app: Any) -> int:
