@@ -8,6 +8,7 @@ no longer pending.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = "benchmarks.peer_project"
 REQUIREMENTS = ROOT / "benchmarks/peer_project/requirements.txt"
+THREADS = {
+    "django-celery-outbox": [],
+    "django-celery-outbox with 8 threads": ["--publish-concurrency=8"],
+}
 WARM_UP = 100
 TIMEOUT = 300
 """Seconds in which a relay must start, or drain its messages."""
@@ -98,24 +103,28 @@ def _ours() -> Side:
 
 
 def _peers(python: Path) -> Iterator[Side]:
-    yield Side(
-        "django-celery-outbox",
-        # Its guide to tuning: 500 to 1,000 for throughput, 0.1 s for latency.
-        [*_django(python), "celery_outbox_relay", "--batch-size=500", "--idle-time=0.1"],
-        env := _project(python, "django_celery_outbox"),
-        4_000,
-        partial(_enqueue_theirs, python, env),
-        "SELECT EXISTS (SELECT FROM celery_outbox)",
-        {"rabbitmq": 8, "valkey": 12},
-    )
-    if sys.version_info < (3, 12):
+    env = _project(python, "django_celery_outbox")
+    relay = [*_django(python), "celery_outbox_relay"]
+    # Its guide to tuning: 500 to 1,000 for throughput, 0.1 s for latency.
+    relay += ["--batch-size=500", "--idle-time=0.1"]
+    for name, options in THREADS.items():
+        yield Side(
+            name,
+            [*relay, *options],
+            env,
+            3_000,
+            partial(_enqueue_theirs, python, env),
+            "SELECT EXISTS (SELECT FROM celery_outbox)",
+            {"rabbitmq": 8, "valkey": 12},
+        )
+    if tuple(map(int, platform.python_version_tuple()[:2])) < (3, 12):
         print("  django-reliable-outbox needs Python 3.12: measured without it")
         return
     yield Side(
         "django-reliable-outbox",
         [*_django(python), "outbox_worker", "--concurrency=4"],
         env := _project(python, "reliable_outbox"),
-        1_000,
+        500,
         partial(_enqueue_theirs, python, env),
         "SELECT EXISTS (SELECT FROM reliable_outbox_outboxmessage WHERE status = 'pending')",
     )

@@ -59,7 +59,7 @@ def _size_of(values: Mapping[str, Any], where: str, *, amqp: bool, short: bool =
 
 def _size(value: Any, amqp: bool) -> int:
     if isinstance(value, str):
-        return len(_utf8(value)) + 5
+        return _text_size(value) + 5
     if value is None or value is True or value is False:
         return 2
     if isinstance(value, (list, tuple)):
@@ -75,7 +75,7 @@ def _size(value: Any, amqp: bool) -> int:
 
 
 def _short_size(text: object) -> int:
-    size = len(_utf8(str(text)))
+    size = _text_size(str(text))
     if size > MAX_SHORT_STRING_BYTES:
         raise _Refused(f"is or holds a name of {size} bytes; at most {MAX_SHORT_STRING_BYTES} fit.")
     return size + 1
@@ -93,8 +93,10 @@ def _property_size(value: object) -> int:
     raise _Refused(f"is of type {type(value).__name__}, which no broker's protocol carries.")
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # as py-amqp does
+def _text_size(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return len(text.encode("utf-8", "surrogatepass"))  # as py-amqp does
 
 
 def _check_scalar(value: Any, amqp: bool) -> None:

@@ -20,11 +20,10 @@ from uuid import UUID
 from celery import Celery
 from celery.exceptions import AlwaysEagerIgnored
 from celery.utils.time import maybe_iso8601, maybe_make_aware
-from kombu import Producer, Queue, serialization
+from kombu import Exchange, Producer, Queue, serialization
 from kombu.compression import decompress
 from kombu.exceptions import SerializationError
-from kombu.utils.json import dumps as json_dumps
-from kombu.utils.json import object_hook
+from kombu.utils.json import JSONEncoder, object_hook
 
 from outbox import canvas, limits
 from outbox.exceptions import UnserializableArgument, UnsupportedSignature
@@ -43,7 +42,12 @@ __all__ = [
 # gets its own value back. (denied_join_result() would do, but it holds for all threads at once.)
 NO_RESULT: Any = type("NoResult", (int,), {})(1)
 
-# kombu.utils.json.loads() makes a decoder each time, which costs more than the decoding.
+# A producer makes one and binds it, each time, if it is given none; Celery names the message's own.
+NO_EXCHANGE = Exchange("")
+
+# kombu.utils.json.loads() makes a decoder each time, which costs more than the decoding; dumps()
+# makes an encoder.
+json_dumps: Callable[[Any], str] = JSONEncoder().encode
 json_loads: Callable[[str], Any] = JSONDecoder(object_hook=object_hook).decode
 
 
@@ -86,7 +90,7 @@ def build(signature: Any, id: UUID) -> WireMessage:
         )
     eta, delay = canvas.pop_schedule(head)
     channel: Any = _CapturingChannel(app)
-    producer = _CapturingProducer(channel, auto_declare=False)
+    producer = _CapturingProducer(channel, NO_EXCHANGE, auto_declare=False)
     ignore_result = head.options.pop(
         "ignore_result", getattr(canvas.task_of(head), "ignore_result", None)
     )
@@ -159,6 +163,10 @@ def _unserializable(head: Any, error: Exception) -> UnserializableArgument:
 
 class _CapturingProducer(Producer):
     """A producer that sends nothing: the channel keeps the message, this keeps its queue."""
+
+    def revive(self, channel: Any) -> None:
+        """Without a copy of the exchange for the channel: it declares nothing."""
+        self._channel = channel
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> bool:
         channel: Any = self.channel
