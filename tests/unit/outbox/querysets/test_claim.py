@@ -381,11 +381,13 @@ def test_every_statement_works_where_the_server_binds(server_side_binding: None)
         assert rows.task_names() == [row.task]
 
 
-def test_many_are_written_in_statements_that_the_server_binds(
-    monkeypatch: pytest.MonkeyPatch,
+# Two rows, or the bytes of two bodies and a half.
+@pytest.mark.parametrize("limit", [{"INSERTED_ROWS": 2}, {"INSERTED_BYTES": 210}])
+def test_many_are_written_in_statements_that_the_server_takes(
+    limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert querysets.INSERTED_ROWS * querysets.INSERT_ROW.count("%s") < 2**16
-    monkeypatch.setattr(querysets, "INSERTED_ROWS", 2)
+    for name, value in limit.items():
+        monkeypatch.setattr(querysets, name, value)
     with CaptureQueriesContext(connection) as queries:
         written = messages.enqueue_many([record.s(str(number)) for number in range(5)])
     assert len(queries) == 3
