@@ -87,8 +87,8 @@ def _figure(kind: str, values: list[float], **named: Any) -> Ratio | Figure:
 HEAD = """# Figures
 
 Written by `make bench`, which measures them on your machine; [performance.md](performance.md) says
-what they mean. The middle one of the rounds, the lowest and the highest; what has no unit is a ratio
-of two measurements of the same run. Measured on: {machines}.
+what they mean. The middle one of the rounds, the lowest and the highest; what has no unit is a
+ratio of two measurements of the same run. Measured on: {machines}.
 
 ![Each ratio with its spread](images/performance.svg)
 

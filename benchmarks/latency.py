@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from benchmarks.harness import Figure, cpu_seconds, percentile, project
 from benchmarks.traffic import Arrivals, processes, produce, relaying
 
 IDLE_SECONDS = 20
-TRAFFIC = {
+TRAFFIC: dict[str, Any] = {
     "on an idle system": {"rate": 10, "seconds": 12},
     "at 500 commits/s of 10 ms": {"rate": 500, "seconds": 12, "hold": 0.01},
 }
