@@ -14,6 +14,7 @@ LABELS = 560
 END = 900
 """Where the largest value is; the numbers come after it."""
 TOP, ROW, BAR = 40, 26, 12
+LEGEND = "Bar: the middle round, orange where it misses. Line: lowest to highest. Violet: wanted."
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 STYLE = """
@@ -46,6 +47,7 @@ def svg(ratios: Sequence[Ratio]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         f"<style>{STYLE}</style>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<text class="axis" x="10" y="{TOP - 14}">{LEGEND}</text>',
         *(_tick(x(tick), tick, height) for tick in TICKS if low <= tick <= high),
     ]
     for position, ratio in enumerate(ratios):

@@ -114,7 +114,7 @@ def test_without_a_key_it_is_one_insert(ordering_keys: Any) -> None:
     with CaptureQueriesContext(connection) as queries:
         rows = messages.enqueue_many([record.s("x")] * 3, ordering_keys=ordering_keys)
     assert len(queries) == 1
-    assert "ordering_key" not in queries[0]["sql"]
+    assert "outbox_orderingkey" not in queries[0]["sql"]
     for row in rows:
         row.refresh_from_db()
         assert (row.ordering_key, row.sequence, row.blocked) == ("", None, False)
