@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,18 +112,20 @@ def _claims() -> list[Figure]:
     ]
 
 
+def _claim(into: list[object]) -> None:
+    from outbox.models import OutboxMessage
+
+    into.extend(OutboxMessage.objects.claim(BATCH, 2**30))
+
+
 def _milliseconds(expected: int) -> tuple[float, ...]:
     from django.db import transaction
-
-    from outbox.models import OutboxMessage
 
     taken = []
     for _ in range(CLAIMS):
         with transaction.atomic():
             claimed: list[object] = []
-            took = seconds(
-                lambda into=claimed: into.extend(OutboxMessage.objects.claim(BATCH, 2**30))
-            )
+            took = seconds(partial(_claim, claimed))
             assert len(claimed) == expected
             transaction.set_rollback(True)
         taken.append(1000 * took)
