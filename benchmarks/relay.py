@@ -44,7 +44,11 @@ def relay(broker: str = "rabbitmq", rounds: int = 5) -> list[Ratio]:
             print()
         drain.close()
     return [
-        Ratio(f"relay to {broker}, rate over kombu's without a database, {name}", tuple(values))
+        Ratio(
+            f"relay to {broker}, rate over kombu's without a database, {name}",
+            tuple(values),
+            at_least=0.85 if broker == "rabbitmq" else 0.8,
+        )
         for name, values in ratios.items()
     ]
 
