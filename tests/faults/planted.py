@@ -92,7 +92,10 @@ def short_window() -> None:
 
 def ordering_gate_removed() -> None:
     """The relay publishes what is due, whether it is its turn or not."""
-    relay_querysets.CLAIM = relay_querysets.CLAIM.replace("AND NOT blocked", "")
+    for statement in ("LOOK", "CLAIM"):
+        gated = getattr(relay_querysets, statement)
+        assert gated.count("NOT blocked AND ") == 1
+        setattr(relay_querysets, statement, gated.replace("NOT blocked AND ", ""))
     # The database refuses to have two messages of a key published: it is not told.
     relay_querysets.SETTLE += " AND NOT blocked"
 
