@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import Figure, cpu_seconds, project
 
 if TYPE_CHECKING:
-    from outbox.publisher import Outgoing, Published
+    from outbox.outgoing import Outgoing, Published
 
 MESSAGES = 40_000
 
@@ -26,7 +26,7 @@ class Confirming:
         pass
 
     def publish(self, messages: Sequence[Outgoing], timeout: float) -> Published:
-        from outbox.publisher import Published
+        from outbox.outgoing import Published
 
         return Published(messages, confirmed={message.id for message in messages})
 

@@ -19,7 +19,8 @@ from outbox import wire
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
-from outbox.publisher import Outgoing, Published, Publisher, Refused
+from outbox.outgoing import Outgoing, Published, Refused
+from outbox.publisher import Publisher
 from outbox.querysets import OutboxQuerySet
 from outbox.relay_querysets import ClaimedMessage, Refusal
 from outbox.turns import Turns

@@ -13,7 +13,9 @@ from uuid import UUID
 from django.db import connections
 
 from idempotency.querysets import IdempotencyKeyQuerySet
-from outbox import publisher, relay_querysets
+from outbox import relay_querysets
+from outbox.confirms import ConfirmingLink
+from outbox.outgoing import Published
 from outbox.querysets import OutboxQuerySet
 
 if TYPE_CHECKING:
@@ -41,18 +43,16 @@ def marked_before_publish() -> None:
 
 def no_confirms() -> None:
     """The relay takes a message that it has written to the socket for a published one."""
-    publish = publisher._ConfirmingLink.publish
+    publish = ConfirmingLink.publish
 
-    def publish_trusting(
-        self: publisher._ConfirmingLink, messages: Any, result: publisher.Published
-    ) -> None:
+    def publish_trusting(self: ConfirmingLink, messages: Any, result: Published) -> None:
         publish(self, messages, result)
         for id, its_result in self.unconfirmed.values():
             its_result.confirm(id)
         self.unconfirmed.clear()
 
-    publisher._ConfirmingLink.publish = publish_trusting  # type: ignore[method-assign]
-    publisher._ConfirmingLink._on_ack = lambda *_: None  # type: ignore[method-assign]
+    ConfirmingLink.publish = publish_trusting  # type: ignore[method-assign]
+    ConfirmingLink._on_ack = lambda *_: None  # type: ignore[method-assign]
 
 
 def record_outside() -> None:

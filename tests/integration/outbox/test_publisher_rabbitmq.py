@@ -17,9 +17,10 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test import override_settings
 
+from outbox.confirms import WINDOW
 from outbox.exceptions import BrokerUnavailable
 from outbox.models import OutboxMessage
-from outbox.publisher import WINDOW, Publisher
+from outbox.publisher import Publisher
 from outbox.relay import Relay, RelayResult
 from tests.conftest import _running
 from tests.helpers import wait_for
