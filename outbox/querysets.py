@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import count
-from json import dumps
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -20,6 +18,7 @@ from idempotency.conf import conf as idempotency_conf
 from idempotency.decorators import guard_of
 from outbox import canvas, ids, ordering_querysets, wire
 from outbox.exceptions import DuplicateKey, TransactionRequired
+from outbox.insert_querysets import Draft, in_parts, insert
 from outbox.relay_querysets import APPEND_ERROR, KEPT_ERRORS, RelayQuerySet, storable_text
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 KEY_LENGTH = 255
 ORDERING_KEY = "ordering_key"
 """The header of messages that have one, so that their receipts go on with the key."""
-# What one INSERT takes; PostgreSQL's limit for the JSON that carries them is 256 MiB.
-INSERTED_ROWS = 5000
-INSERTED_BYTES = 64 * 1024 * 1024
 RETRYABLE = ("dead", "failed", "expired")
 STUCK = Q(status="published", awaits_receipt=True, available_at=None)
 DISCARDABLE = ("pending", "dead", "failed")
@@ -323,7 +319,7 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
         """Like ``enqueue_many``, from async code."""
         return await sync_to_async(self.enqueue_many)(signatures, **options)
 
-    def _draft(self, signature: Signature, key: str, alias: str) -> tuple[OutboxMessage, Any]:
+    def _draft(self, signature: Signature, key: str, alias: str) -> Draft:
         id = ids.id_for(signature)
         message = wire.build(signature, id)
         guard = guard_of(canvas.task_of(signature))
@@ -345,7 +341,7 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
 
     def _insert_ordered(
         self,
-        drafts: list[tuple[OutboxMessage, Any]],
+        drafts: list[Draft],
         ordering_keys: Sequence[str],
         alias: str,
     ) -> list[OutboxMessage]:
@@ -365,11 +361,11 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
                 message.blocked, message.available_at = False, opened[message.id]
         return messages
 
-    def _insert(self, drafts: list[tuple[OutboxMessage, Any]], alias: str) -> list[OutboxMessage]:
+    def _insert(self, drafts: list[Draft], alias: str) -> list[OutboxMessage]:
         """One INSERT. A (task, key) that exists already, or twice here, gives the first message."""
         written: dict[UUID, Any] = {}
-        for part in _in_parts(drafts):
-            written |= _write(part, alias)
+        for part in in_parts(drafts):
+            written |= insert(part, alias)
         messages = []
         for draft, _ in drafts:
             if draft.id in written:
@@ -418,52 +414,6 @@ def _over_since(age: timedelta) -> Q:
     )
 
 
-def _write(drafts: list[tuple[OutboxMessage, Any]], alias: str) -> dict[UUID, Any]:
-    rows = [_row(draft, delay) for draft, delay in drafts]
-    values, parameters = (
-        (ONE_ROW, rows[0]) if len(rows) == 1 else (ROWS, [dumps(rows, ensure_ascii=False)])
-    )
-    conflict = ON_CONFLICT if any(draft.key for draft, _ in drafts) else ""
-    with connections[alias].cursor() as cursor:
-        cursor.execute(INSERT.format(values=values, conflict=conflict), parameters)
-        return {id: times for id, *times in cursor.fetchall()}
-
-
-def _row(message: OutboxMessage, delay: timedelta | None) -> list[Any]:
-    """Return the message as values that JSON has, for ``ROW``."""
-    return [
-        str(message.id),
-        message.task,
-        message.exchange,
-        message.routing_key,
-        message.queue,
-        wire.json_dumps(message.headers),
-        wire.json_dumps(message.properties),
-        b64encode(message.body).decode(),
-        message.key,
-        message.available_at and message.available_at.isoformat(),
-        delay and delay.total_seconds(),
-        message.expires_at and message.expires_at.isoformat(),
-        message.awaits_receipt,
-        message.ordering_key,
-        message.sequence,
-        message.blocked,
-    ]
-
-
-def _in_parts(drafts: list[tuple[OutboxMessage, Any]]) -> Iterator[list[tuple[OutboxMessage, Any]]]:
-    """Yield parts that one statement takes."""
-    part: list[tuple[OutboxMessage, Any]] = []
-    size = 0
-    for draft in drafts:
-        size += len(draft[0].body)
-        if part and (size > INSERTED_BYTES or len(part) == INSERTED_ROWS):
-            yield part
-            part, size = [], len(draft[0].body)
-        part.append(draft)
-    yield part
-
-
 def _check_keys(name: str, keys: Sequence[Any], wanted: int, *, least: int = 1) -> None:
     if isinstance(keys, str) or len(keys) != wanted:
         raise ValueError(f"{name}s must be a sequence with one for each of {wanted} signatures.")
@@ -474,34 +424,6 @@ def _check_keys(name: str, keys: Sequence[Any], wanted: int, *, least: int = 1) 
                 f"not {key!r}."
             )
 
-
-INSERT = """
-INSERT INTO outbox_outboxmessage (
-    id, task, status, exchange, routing_key, queue, headers, properties, body, key,
-    available_at, expires_at, awaits_receipt, attempts, errors, created_at,
-    ordering_key, sequence, blocked
-)
-SELECT {values}
-{conflict}
-RETURNING id, available_at, created_at
-"""
-
-ROW = """
-    {0}::uuid, {1}, 'pending', {2}, {3}, {4}, {5}, {6}, decode({7}, 'base64'), {8},
-    coalesce(
-        {9}::timestamptz, clock_timestamp() + make_interval(secs => coalesce({10}::float8, 0))
-    ),
-    {11}::timestamptz, {12}::boolean, 0, '[]', clock_timestamp(),
-    {13}, {14}::bigint, {15}::boolean
-"""
-ONE_ROW = ROW.format(*["%s"] * 16)
-# One value: to put each of a hundred rows' into the statement takes longer than to insert them.
-ROWS = (
-    ROW.format(*[f"(r ->> {position})" for position in range(16)])
-    + "FROM jsonb_array_elements(%s::jsonb) AS messages (r)"
-)
-
-ON_CONFLICT = "ON CONFLICT (key, task) WHERE key <> '' DO NOTHING"
 
 # SELECT DISTINCT would read the whole table.
 TASK_NAMES = """

@@ -11,7 +11,7 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from outbox import querysets
+from outbox import insert_querysets
 from outbox.models import OutboxMessage
 from outbox.relay_querysets import Refusal
 from tests.project import tasks
@@ -387,7 +387,7 @@ def test_many_are_written_in_statements_that_the_server_takes(
     limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in limit.items():
-        monkeypatch.setattr(querysets, name, value)
+        monkeypatch.setattr(insert_querysets, name, value)
     with CaptureQueriesContext(connection) as queries:
         written = messages.enqueue_many([record.s(str(number)) for number in range(5)])
     assert len(queries) == 3

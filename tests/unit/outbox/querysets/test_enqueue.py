@@ -126,6 +126,14 @@ def test_a_message_is_due_at_once_by_the_databases_clock() -> None:
     assert messages.due().get() == written
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_countdown_that_is_less_than_a_clock_tells_is_none(number: int) -> None:
+    signatures = [record.s("x").set(countdown=1e-9)] * number
+    for written in messages.enqueue_many(signatures):
+        assert written.available_at is not None
+        assert written.available_at <= written.created_at
+
+
 def test_a_countdown_counts_by_the_databases_clock() -> None:
     written = messages.enqueue(record.s("x").set(countdown=90.5))
     assert written.available_at is not None
