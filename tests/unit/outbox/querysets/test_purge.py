@@ -138,7 +138,9 @@ def test_what_somebody_holds_is_skipped() -> None:
     assert list(messages.all()) == [held]
 
 
-@pytest.mark.parametrize("emptied", ["", "TRUNCATE outbox_outboxmessage"])
+# Of a table without pages, and of one that other tests may have left full of dead rows: there the
+# planner sees nothing to choose an index by.
+@pytest.mark.parametrize("emptied", ["TRUNCATE outbox_outboxmessage", ""])
 def test_an_index_serves_each_state_whatever_the_statistics(emptied: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"{emptied}; ANALYZE outbox_outboxmessage")
@@ -147,13 +149,17 @@ def test_an_index_serves_each_state_whatever_the_statistics(emptied: str) -> Non
         assert messages.purge(DAY, batch_size=10, states=("discarded", "executed")) == 10
     discarded, executed = (query["sql"] for query in queries if "SKIP LOCKED" in query["sql"])
     for select in (discarded, executed):
-        assert "Index Scan using outbox_status_created" in plan(select)
+        assert_read_in_order(select)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE outbox_outboxmessage")
     assert "Index Scan using outbox_status_created" in plan(discarded)
     # Nearly every row is executed: the index of all of them does as well.
-    assert "Index Scan using outbox_" in plan(executed)
-    assert "Sort" not in plan(executed)
+    assert_read_in_order(executed)
+
+
+def assert_read_in_order(select: str) -> None:
+    assert "Index Scan using outbox_" in plan(select)
+    assert "Sort" not in plan(select)
 
 
 def plan(select: str) -> str:
