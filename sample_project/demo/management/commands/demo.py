@@ -60,8 +60,9 @@ class Command(BaseCommand):
     def handle(self, *, orders: int, leave: bool, **_: Any) -> None:
         if orders < 1:
             raise CommandError("--orders must be at least 1.")
+        self._told_to_leave = 0
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _leave)
+            signal.signal(number, self._leave)
         try:
             with ExitStack() as stack:
                 self._run(stack, Progress(sys.stdout), orders, leave=leave)
@@ -99,7 +100,14 @@ class Command(BaseCommand):
                 f"\n  Admin   http://127.0.0.1:{port}/admin/   user {ADMIN}, password {password}"
                 "\n\nCtrl-C ends it all."
             )
-            signal.pause()
+            if not self._told_to_leave:
+                signal.pause()
+            raise SystemExit(128 + self._told_to_leave)
+
+    def _leave(self, number: int, _frame: FrameType | None) -> None:
+        # Where the signal met a destructor, Python drops the exception: then the end comes later.
+        self._told_to_leave = number
+        raise SystemExit(128 + number)
 
     def _servers(self, stack: ExitStack, progress: Progress) -> dict[str, str]:
         """Start the servers that the environment does not name; return the children's settings."""
@@ -134,7 +142,3 @@ def _remove_logs(logs: Path, kind: type[BaseException] | None, *_: object) -> No
     """Keep them where something went wrong."""
     if kind is None or issubclass(kind, SystemExit):
         shutil.rmtree(logs)
-
-
-def _leave(number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
