@@ -168,7 +168,7 @@ class Batch:
         self._claim = messages.claim(self._size, conf.BATCH_BYTES, start)
         took = timedelta(seconds=time.perf_counter() - began)
         latest = self._claim[-1].available_at if self._claim else None
-        self._watermark.note(now, start, latest, took)
+        self._watermark.note(now, start, latest, took, len(self._claim))
 
     def _record(self, messages: OutboxQuerySet) -> None:
         published = self._published

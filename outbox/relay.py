@@ -148,7 +148,7 @@ class Relay:
             now, due = messages.look()
         if not due:
             took = timedelta(seconds=time.perf_counter() - began)
-            watermark.note(now, start, None, took, by="look")
+            watermark.note(now, start, None, took)
         return due
 
     def _batch_on(self, connection: BaseDatabaseWrapper) -> Batch:

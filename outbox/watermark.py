@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import datetime, timedelta
 
 # A message is due from its INSERT on and seen from its COMMIT on: so long a transaction may take,
 # and its messages are found as soon as those of a short one.
 LAG = timedelta(seconds=1)
-# A look at everything that takes no longer than so many of the fastest claims is made each time.
-CHEAP = 2
+# A look at everything is made each time while it takes no longer than this, and EACH more for what
+# it finds. The quickest of the last few counts: a busy machine makes any of them slow.
+CHEAP = timedelta(milliseconds=3)
+EACH = timedelta(microseconds=20)
+JUDGED = 5
 # One that takes longer, a share of the time, and at the latest after LONGEST_PAUSE: what commits
 # late, or is released by another relay, waits for it.
 PAUSES = 400
-SHORTEST_PAUSE = timedelta(seconds=1)
 LONGEST_PAUSE = timedelta(seconds=10)
 
 
@@ -31,7 +34,7 @@ class Watermark:
 
     def __init__(self) -> None:
         self._start: datetime | None = None
-        self._fastest: dict[str, timedelta] = {}
+        self._costs: deque[timedelta] = deque(maxlen=JUDGED)
 
     def start(self, now: datetime | None = None) -> datetime | None:
         """Return from which moment on to claim at ``now``; None: look at everything.
@@ -49,16 +52,15 @@ class Watermark:
         start: datetime | None,
         latest: datetime | None,
         took: timedelta,
-        by: str = "claim",
+        found: int = 0,
     ) -> None:
         """Note a claim that was made at ``now`` from ``start`` on and took so long.
 
-        ``latest``: when the last message that it found became due, None if it found none.
-        ``by``: the statement; times of different ones are not compared.
+        ``found``: how many messages. ``latest``: when the last of them became due, None without.
         """
-        self._fastest[by] = min(self._fastest.get(by, took), took)
         if start is None:
-            self._next_look = now + self._pause(took, self._fastest[by])
+            self._costs.append(took - found * EACH)
+            self._next_look = now + self._pause()
         self._last = now
         self._start = now - LAG if latest is None else min(now - LAG, latest)
 
@@ -66,7 +68,8 @@ class Watermark:
         """Look at everything with the next claim: messages that were claimed are due again."""
         self._start = None
 
-    def _pause(self, took: timedelta, fastest: timedelta) -> timedelta:
-        if took <= CHEAP * fastest:
+    def _pause(self) -> timedelta:
+        cost = min(self._costs)
+        if cost <= CHEAP or len(self._costs) < JUDGED:
             return timedelta(0)
-        return min(max(took * PAUSES, SHORTEST_PAUSE), LONGEST_PAUSE)
+        return min(cost * PAUSES, LONGEST_PAUSE)

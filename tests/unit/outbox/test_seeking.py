@@ -39,8 +39,9 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have every look at everything be dear, and the next one so much later."""
 
     def set_pause(pause: timedelta) -> None:
-        monkeypatch.setattr("outbox.watermark.CHEAP", 0)
-        monkeypatch.setattr("outbox.watermark.SHORTEST_PAUSE", pause)
+        monkeypatch.setattr("outbox.watermark.CHEAP", timedelta.min)
+        monkeypatch.setattr("outbox.watermark.JUDGED", 1)
+        monkeypatch.setattr("outbox.watermark.PAUSES", 10**9)
         monkeypatch.setattr("outbox.watermark.LONGEST_PAUSE", pause)
 
     set_pause(NEVER)
@@ -175,8 +176,7 @@ def test_a_look_at_everything_comes_by_itself(seeking: Relay, pause: Any) -> Non
 
 def test_a_look_at_everything_that_costs_no_more_is_made_each_time(relay: Relay) -> None:
     """Then nothing waits for anything: so it is unless dead entries pile up."""
-    relay._watermark.note(MOMENT, None, None, timedelta(seconds=1))
-    for _ in range(3):
+    for _ in range(10):
         message(available_at=MOMENT)
         assert relay._round() == RelayResult(published=1)
 

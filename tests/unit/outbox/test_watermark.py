@@ -6,7 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from outbox.watermark import LAG, LONGEST_PAUSE, PAUSES, SHORTEST_PAUSE, Watermark
+from outbox.watermark import (
+    CHEAP,
+    EACH,
+    JUDGED,
+    LAG,
+    LONGEST_PAUSE,
+    PAUSES,
+    Watermark,
+)
 
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -14,10 +22,10 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 def noted(*, took: timedelta = 10 * MILLISECOND, latest: datetime | None = None) -> Watermark:
-    """After a look at everything at noon, which took ``took``, where a quick claim takes 1 ms."""
+    """After looks at everything at noon, each of which took ``took``."""
     watermark = Watermark()
-    watermark.note(NOON, NOON, None, MILLISECOND)
-    watermark.note(NOON, None, latest, took)
+    for _ in range(JUDGED):
+        watermark.note(NOON, None, latest, took)
     return watermark
 
 
@@ -51,8 +59,8 @@ def test_a_claim_from_the_watermark_moves_it_on_and_puts_nothing_off() -> None:
     ("took", "pause"),
     [
         (MILLISECOND, timedelta(0)),
-        (2 * MILLISECOND, timedelta(0)),
-        (2.1 * MILLISECOND, SHORTEST_PAUSE),
+        (CHEAP, timedelta(0)),
+        (CHEAP + MILLISECOND / 10, PAUSES * (CHEAP + MILLISECOND / 10)),
         (5 * MILLISECOND, PAUSES * 5 * MILLISECOND),
         (SECOND, LONGEST_PAUSE),
     ],
@@ -66,12 +74,33 @@ def test_the_longer_a_look_at_everything_takes_the_rarer_it_is(
         assert watermark.start(NOON + pause - timedelta(microseconds=1)) is not None
 
 
-def test_times_of_different_statements_are_not_compared() -> None:
-    watermark = noted()
-    watermark.note(NOON, None, None, 5 * MILLISECOND, by="look")
+def test_a_few_slow_looks_are_a_busy_machines() -> None:
+    watermark = noted(took=MILLISECOND)
+    for _ in range(JUDGED - 1):
+        watermark.note(NOON, None, None, SECOND)
+        assert watermark.start(NOON) is None
+    watermark.note(NOON, None, None, SECOND)
+    assert watermark.start(NOON) == NOON - LAG
+
+
+def test_the_first_looks_are_not_judged() -> None:
+    watermark = Watermark()
+    for _ in range(JUDGED - 1):
+        watermark.note(NOON, None, None, SECOND)
+        assert watermark.start(NOON) is None
+
+
+def test_what_is_found_takes_its_time() -> None:
+    watermark = Watermark()
+    for _ in range(JUDGED):
+        watermark.note(NOON, None, NOON, CHEAP + 500 * EACH, found=500)
     assert watermark.start(NOON) is None
-    watermark.note(NOON, None, None, 11 * MILLISECOND, by="look")
-    assert watermark.start(NOON) is not None
+
+
+def test_one_cheap_look_is_enough_to_look_each_time() -> None:
+    watermark = noted()
+    watermark.note(NOON, None, None, MILLISECOND)
+    assert watermark.start(NOON) is None
 
 
 def test_where_a_claim_would_start_is_told_before_the_time_is_known() -> None:
