@@ -137,13 +137,15 @@ def draw_faults(seed: int, number: int, *, messages: int) -> list[Fault]:
 
 
 def _fault(chance: random.Random, role: str, kind: Kind, moment: int, *, is_first: bool) -> Fault:
+    is_essential = is_first and (role, kind) in ESSENTIAL
     return Fault(
         moment,
         kind,
         f"{role}-{chance.randint(1, NUMBER[role])}" if role in NUMBER else role,
-        share=chance.random(),
+        # A relay that is back at once would take its own messages over.
+        share=max(chance.random(), 0.5 * is_essential),
         # What holds no claim is met by the other two.
         aimed=role == "relay" and (kind in AIMED or chance.random() < 0.5),
         # What was sent may be executed before another relay can take it over.
-        sent=chance.random() < 0.5 and not (is_first and (role, kind) in ESSENTIAL),
+        sent=chance.random() < 0.5 and not is_essential,
     )
