@@ -70,9 +70,9 @@ def test_a_message_is_published_if_and_only_if_its_transaction_commits(
     with transaction.atomic():
         Effect.objects.create(label="order")
         OutboxMessage.objects.enqueue(record.s("committed"))
-        savepoint = transaction.savepoint()
-        OutboxMessage.objects.enqueue(record.s("savepoint"))
-        transaction.savepoint_rollback(savepoint)
+        with transaction.atomic():
+            OutboxMessage.objects.enqueue(record.s("savepoint"))
+            transaction.set_rollback(True)
     with transaction.atomic():
         Effect.objects.create(label="order that fails")
         OutboxMessage.objects.enqueue(record.s("rolled back"))
