@@ -73,7 +73,7 @@ class Injector:
             yield from self._aim(fault, member)
         if fault.kind is Kind.KILL:
             member.kill()
-            member.broker.heal()
+            self._let_go(fault, member)
             yield from self._last(fault)
             member.start()
         elif fault.kind is Kind.KILL_CHILD:
@@ -82,7 +82,7 @@ class Injector:
             yield from self._pause(fault, member)
         elif fault.kind is Kind.TERMINATE:
             terminate(member.name)
-            member.broker.heal()
+            self._let_go(fault, member)
         else:
             yield from self._disturb(fault, member)
 
@@ -94,9 +94,16 @@ class Injector:
         relay.broker.hang(answers_only=fault.sent)
         yield from _until(lambda: note_held(relay.name) > 0, AIM)
 
+    @staticmethod
+    def _let_go(fault: Fault, member: Member) -> None:
+        """Let the link go on. What has not been sent by then never is, or it would be executed."""
+        if fault.aimed and not fault.sent:
+            member.broker.cut()
+        member.broker.heal()
+
     def _pause(self, fault: Fault, member: Member) -> Iterator[None]:
         member.pause()
-        member.broker.heal()
+        self._let_go(fault, member)
         yield from self._last(fault)
         member.resume()
 
