@@ -12,8 +12,8 @@ from uuid import UUID
 from celery import Celery
 from kombu import Connection, Exchange
 
-from outbox.exceptions import BrokerUnavailable
-from outbox.links import Link, describe, no_confirms, remaining
+from outbox.exceptions import BrokerUnavailable, describe
+from outbox.links import Link, no_confirms, remaining
 from outbox.outgoing import Outgoing, Published
 
 # Messages that may be on their way without a confirm, and half as many of a batch that is alone.

@@ -28,3 +28,12 @@ class BrokerUnavailable(OutboxError):
 
     No message is at fault: nothing is counted against any of them, and they stay pending.
     """
+
+
+def describe(exception: object) -> str:
+    """Return the exception's class and text, of which an exception may have none."""
+    try:
+        text = str(exception)
+    except Exception:  # an exception of the project's may do anything
+        text = "(its text cannot be had)"
+    return f"{type(exception).__name__}: {text}"

@@ -13,7 +13,7 @@ from uuid import UUID
 from celery import Celery
 from kombu import Connection, Producer
 
-from outbox.exceptions import BrokerUnavailable
+from outbox.exceptions import BrokerUnavailable, describe
 from outbox.outgoing import Outgoing, Published
 
 # States of a Redis or Valkey server in which it refuses every write, whatever the message.
@@ -162,7 +162,3 @@ def remaining(deadline: float) -> float:
 
 def no_confirms() -> BrokerUnavailable:
     return BrokerUnavailable("the broker is connected but did not confirm the messages in time")
-
-
-def describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

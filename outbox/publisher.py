@@ -12,8 +12,8 @@ from typing import Any
 from celery import Celery
 
 from outbox.confirms import ConfirmingLink
-from outbox.exceptions import BrokerUnavailable
-from outbox.links import Link, describe, raise_if_outage, remaining
+from outbox.exceptions import BrokerUnavailable, describe
+from outbox.links import Link, raise_if_outage, remaining
 from outbox.outgoing import Outgoing, Published
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from django.db import OperationalError, router
 from django.dispatch import receiver
 
 from idempotency.signals import receipt
+from outbox.exceptions import describe
 from outbox.models import OutboxMessage
 from outbox.querysets import ORDERING_KEY, OutboxQuerySet
 
@@ -78,15 +79,6 @@ def _lost_connection(exception: object) -> bool:
     # The driver's own errors have no state: it was about to say or hear something, and could not.
     state = getattr(exception.__cause__, "sqlstate", "raised by somebody else")
     return state is None or state.startswith(SESSION_ENDED)
-
-
-def describe(exception: object) -> str:
-    """Return the exception's class and text, of which an exception may have none."""
-    try:
-        text = str(exception)
-    except Exception:  # an exception of the project's may do anything
-        text = "(its text cannot be had)"
-    return f"{type(exception).__name__}: {text}"
 
 
 def _uuid(value: str) -> UUID | None:

@@ -12,10 +12,10 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import QuerySet
 
 from outbox import wire
+from outbox.exceptions import describe
 from outbox.models import OutboxMessage
 from outbox.ordering_querysets import advance
 from outbox.querysets import OutboxQuerySet
-from outbox.receipts import describe
 
 MOST = 10_000
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from django.db import connection, connections, transaction
+from django.db import connections, transaction
 from django.db.models.functions import Now
 
 from idempotency.models import IdempotencyKey
@@ -18,6 +17,7 @@ from tests.faults.planted import BUG, FORGOTTEN_AFTER
 from tests.faults.points import stopping
 from tests.faults.system import System
 from tests.helpers import wait_for
+from tests.locks import held_lock
 from tests.project.models import Effect
 from tests.servers.brokers import open_broker
 
@@ -117,17 +117,6 @@ def test_ordering_gate_removed_is_out_of_order(system: System, bug: str, found: 
         wait_for(lambda: Effect.objects.count() == expected, message=system.describe)
     system.await_executed()
     assert audit().violations() == found
-
-
-@contextmanager
-def held_lock(number: int) -> Iterator[None]:
-    """Hold the advisory lock for which a task waits."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [number])
-        try:
-            yield
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
 
 
 def _commit_elsewhere(system: System, label: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -14,11 +13,12 @@ from django.db import connection
 from idempotency.models import IdempotencyKey
 from tests.helpers import wait_for
 from tests.integration.idempotency import tasks
+from tests.locks import held_lock
 from tests.project.models import Effect
 from tests.project.tasks import record_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from sample_project.processes import Process
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 LOCK = 815
 INCLUDE = "--include=tests.integration.idempotency.tasks"
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
-
-
-@contextmanager
-def bodies_waiting() -> Iterator[None]:
-    """Bodies that take the lock wait in the block."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-        try:
-            yield
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
 def body_waits() -> bool:
@@ -70,7 +59,7 @@ def test_a_delivery_that_meets_a_live_twin_comes_again_and_recovers(
         flag = tmp_path / "flag"
         flag.touch()
         id = str(uuid4())
-        with bodies_waiting():
+        with held_lock(LOCK):
             for _ in range(2):
                 task.apply_async((LOCK, str(flag)), task_id=id, headers={"told": "yes"})
             wait_for(body_waits, message=worker.output)
@@ -89,7 +78,7 @@ def test_a_delivery_that_meets_a_live_twin_ends_as_its_duplicate(
     id = str(uuid4())
     worker = start_worker(concurrency=2)
 
-    with bodies_waiting():
+    with held_lock(LOCK):
         for _ in range(2):
             record_once.apply_async(("once", LOCK), task_id=id)
         wait_for(lambda: delivered(worker, id, "retry") >= 2, timeout=60, message=worker.output)
@@ -121,7 +110,7 @@ def test_a_worker_that_is_killed_in_the_body_leaves_nothing_and_another_does_it(
 ) -> None:
     """Until PostgreSQL notices that the dead worker is gone, its transaction has the key."""
     id = str(uuid4())
-    with bodies_waiting():
+    with held_lock(LOCK):
         record_once.apply_async(("once", LOCK), task_id=id)
         killed = start_worker()
         wait_for(body_waits, message=killed.output)
@@ -162,7 +151,7 @@ def test_with_quorum_queues_it_comes_again_as_often(
         broker_transport_options={"confirm_publish": True},
     )
 
-    with bodies_waiting():
+    with held_lock(LOCK):
         for _ in range(2):
             producer.send_task(record_once.name, ("once", LOCK), task_id=id)
         wait_for(lambda: delivered(worker, id, "retry") >= 3, timeout=60, message=worker.output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,11 +13,12 @@ from idempotency import idempotent
 from idempotency.exceptions import KeyInProgress
 from idempotency.models import IdempotencyKey
 from tests.helpers import wait_for
+from tests.locks import held_lock
 from tests.project.models import Effect
 from tests.servers.children import Children
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 START = 4711
@@ -119,17 +119,6 @@ def test_an_expired_key_is_replaced_once() -> None:
     assert set(got) <= {f"new {pk}", "in progress"}
 
 
-@contextmanager
-def starting_line() -> Iterator[None]:
-    """Nobody starts before the block ends."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [START])
-        try:
-            yield
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [START])
-
-
 def waiting_racers() -> int:
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
@@ -141,7 +130,7 @@ def test_processes_with_hash_seeds_of_their_own(tmp_path: Path) -> None:
     """``hash()`` as a key, which the guide has, is another one in each process."""
     children = Children(tmp_path, {})
     try:
-        with starting_line():
+        with held_lock(START):
             racers = [
                 children.start(
                     "racer",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,12 +15,11 @@ from outbox.models import OutboxMessage
 from outbox.relay import Relay, RelayResult
 from sample_project.servers import children_of
 from tests.helpers import wait_for
+from tests.locks import held_lock
 from tests.project import tasks
 from tests.project.models import Effect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sample_project.processes import Process
     from tests.integration.outbox.dumps import Dumps
 
@@ -61,17 +59,6 @@ def wait_until(message: OutboxMessage, status: str, worker: Process) -> None:
     wait_for(
         arrived, message=lambda: f"{message.status} {message.errors} {worker.output()[-2000:]}"
     )
-
-
-@contextmanager
-def held_lock(number: int) -> Iterator[None]:
-    """Hold the advisory lock for which a task waits."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [number])
-        try:
-            yield
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [number])
 
 
 def wait_for_waiter(worker: Process) -> None:

@@ -244,25 +244,21 @@ def test_draining_ends_when_a_look_at_everything_finds_nothing(seeking: Relay) -
 # What it let go of itself
 
 
-@pytest.mark.parametrize("name", ["publish", "await_confirms"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("publish", LookupError("a bug")),
+        ("await_confirms", LookupError("a bug")),
+        ("_step", BrokerUnavailable("an outage")),
+    ],
+)
 def test_what_was_claimed_when_an_error_came_is_found_at_once(
-    name: str, seeking: Relay, monkeypatch: pytest.MonkeyPatch
+    name: str, error: Exception, seeking: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claimed_long_ago(seeking)
     with monkeypatch.context() as patch:
-        patch.setattr(Publisher, name, raising(LookupError("a bug")))
-        with pytest.raises(LookupError):
-            seeking._round()
-    assert seeking._round() == RelayResult(published=2)
-
-
-def test_what_an_outage_left_is_found_at_once(
-    seeking: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claimed_long_ago(seeking)
-    with monkeypatch.context() as patch:
-        patch.setattr(Publisher, "_step", raising(BrokerUnavailable("away")))
-        with pytest.raises(BrokerUnavailable):
+        patch.setattr(Publisher, name, raising(error))
+        with pytest.raises(type(error)):
             seeking._round()
     assert seeking._round() == RelayResult(published=2)
 
