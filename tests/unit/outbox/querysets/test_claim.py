@@ -15,7 +15,7 @@ from outbox import insert_querysets
 from outbox.models import OutboxMessage
 from outbox.relay_querysets import Refusal
 from tests.project import tasks
-from tests.unit.outbox.rows import MOMENT, message
+from tests.unit.outbox.rows import MOMENT, empty_table, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,8 +269,8 @@ def test_the_index_serves_the_claim_on_an_empty_table(start: datetime | None) ->
 def test_the_index_serves_the_claim_among_200_000_published(
     start: datetime | None,
 ) -> None:
+    empty_table()
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE outbox_outboxmessage")
         cursor.execute(PUBLISHED_ROWS, [200_000])
         assert_served_by_the_index(plan(start))  # with the statistics of an empty table
         cursor.execute("ANALYZE outbox_outboxmessage")
@@ -282,8 +282,8 @@ def test_the_index_serves_the_claim_among_200_000_published(
 def test_the_index_serves_the_claim_with_the_statistics_of_an_empty_table(
     start: datetime | None,
 ) -> None:
+    empty_table()
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE outbox_outboxmessage")
         cursor.execute(PUBLISHED_ROWS, [200_000])
     due = [message().pk for _ in range(20)]
     assert_served_by_the_index(plan(start))
@@ -293,6 +293,7 @@ def test_the_index_serves_the_claim_with_the_statistics_of_an_empty_table(
 def test_the_index_serves_the_claim_with_the_statistics_of_a_backlog(
     start: datetime | None,
 ) -> None:
+    empty_table()
     with connection.cursor() as cursor:
         cursor.execute(PUBLISHED_ROWS, [20_000])
         cursor.execute(MOVE_OLD_ROWS, ["pending", MOMENT, None])
@@ -312,8 +313,8 @@ def look_plan(start: datetime | None) -> str:
 
 
 def test_the_index_serves_a_look_whatever_the_statistics(start: datetime | None) -> None:
+    empty_table()
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE outbox_outboxmessage")
         cursor.execute(PUBLISHED_ROWS, [20_000])
         assert "using outbox_due" in look_plan(start)
         cursor.execute(MOVE_OLD_ROWS, ["pending", MOMENT, None])

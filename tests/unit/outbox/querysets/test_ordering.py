@@ -17,7 +17,7 @@ from outbox.models import OrderingKey, OutboxMessage
 from outbox.ordering_querysets import advance, advance_free, idle_keys, purge_keys
 from outbox.relay_querysets import CLAIM, Refusal
 from tests.project import tasks
-from tests.unit.outbox.rows import MOMENT, message, status_of
+from tests.unit.outbox.rows import MOMENT, empty_table, message, status_of
 
 record: Any = tasks.record
 record_once: Any = tasks.record_once
@@ -442,12 +442,13 @@ def touched(sql: str, parameters: list[Any]) -> int:
 @pytest.fixture(params=["of an empty table", "of an emptied table", "fresh"])
 def full(request: pytest.FixtureRequest) -> None:
     """A backlog, and statistics that may be old."""
+    empty_table()
     with connection.cursor() as cursor:
         if request.param == "of an emptied table":
             with transaction.atomic():
                 backlog()
                 transaction.set_rollback(True)
-        cursor.execute("ANALYZE outbox_outboxmessage")
+            cursor.execute("ANALYZE outbox_outboxmessage")
         backlog()
         if request.param == "fresh":
             cursor.execute("ANALYZE outbox_outboxmessage")

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from outbox.models import OutboxMessage
 from tests.unit.outbox.querysets.test_claim import PUBLISHED_ROWS, claim_sql
-from tests.unit.outbox.rows import message
+from tests.unit.outbox.rows import empty_table, message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,8 +99,7 @@ WHERE status = 'published'
 @pytest.mark.parametrize("statistics", ["old", "fresh"])
 def test_redeliveries_do_not_each_read_what_was_executed(statistics: str) -> None:
     """300 of them would have read 6 million rows; the claim would not have ended in its time."""
-    execute("TRUNCATE outbox_outboxmessage")
-    execute("ANALYZE outbox_outboxmessage")
+    empty_table()
     execute(PUBLISHED_ROWS, 20_000)
     execute(EXECUTE_LATER_ONES)
     execute(LOSE_THE_FIRST)
