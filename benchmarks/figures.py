@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,24 +50,21 @@ def table(found: Mapping[str, Sequence[Ratio | Figure]]) -> str:
 
 
 def _line(name: str, figure: Ratio | Figure) -> str:
-    values = [statistics.median(figure.values), min(figure.values), max(figure.values)]
-    if isinstance(figure, Ratio):
-        what, bound = figure.title, wanted(figure)
-    else:
-        what, bound = f"{figure.title}, {figure.unit}", ""
-    cells = [name, what, *map(plot.number, values), str(len(figure.values)), bound]
+    values = [figure.middle, min(figure.values), max(figure.values)]
+    what = f"{figure.title}, {figure.unit}" if isinstance(figure, Figure) else figure.title
+    cells = [name, what, *map(plot.number, values), str(len(figure.values)), wanted(figure)]
     return f"| {' | '.join(cells)} |"
 
 
-def wanted(ratio: Ratio) -> str:
-    """Return the bound that the ratio is meant to keep, and whether it missed it."""
-    if ratio.at_least is not None:
-        bound = f"at least {ratio.at_least:g}"
-    elif ratio.at_most is not None:
-        bound = f"at most {ratio.at_most:g}"
+def wanted(figure: Ratio | Figure) -> str:
+    """Return the bound that the figure is meant to keep, and whether it missed it."""
+    if figure.at_least is not None:
+        bound = f"at least {figure.at_least:g}"
+    elif figure.at_most is not None:
+        bound = f"at most {figure.at_most:g}"
     else:
         return ""
-    return f"{bound}: missed" if plot.missed(ratio) else bound
+    return f"{bound}: missed" if figure.missed else bound
 
 
 def machine() -> str:

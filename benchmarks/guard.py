@@ -72,7 +72,11 @@ def guarded_task(rounds: int = 16) -> list[Ratio]:
         }
         taken = _in_turn([Side(name, task, "default") for name, task in sides.items()], rounds)
     return [
-        Ratio(f"{name} over the unguarded one's", _ratios(taken[name], taken["unguarded"]))
+        Ratio(
+            f"{name} over the unguarded one's",
+            _ratios(taken[name], taken["unguarded"]),
+            at_most=1.5,
+        )
         for name in list(sides)[:-1]
     ]
 
@@ -101,7 +105,8 @@ def guarded_view(rounds: int = 10) -> list[Ratio]:
                 ours, theirs = map(statistics.median, zip(*taken, strict=True))
                 print(f"  guarded {ours * 1e6:,.0f} us   unguarded {theirs * 1e6:,.0f} us")
                 ratios.append(ours / theirs)
-    return [Ratio("a guarded view's time over the unguarded one's", tuple(ratios[1:]))]
+    title = "a guarded view's time over the unguarded one's"
+    return [Ratio(title, tuple(ratios[1:]), at_most=1.5)]
 
 
 def many_keys(rounds: int = 20) -> list[Ratio]:
@@ -119,7 +124,8 @@ def many_keys(rounds: int = 20) -> list[Ratio]:
         sides = [Side("full", guarded_on_other, "other"), Side("empty", guarded, "default")]
         taken = _in_turn(sides, rounds)
     ratios = _ratios(taken["full"], taken["empty"])
-    return [Ratio(f"a guarded task's time with {KEYS:,} keys over an empty table", ratios)]
+    title = f"a guarded task's time with {KEYS:,} keys over an empty table"
+    return [Ratio(title, ratios, at_most=1.15)]
 
 
 def _in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:

@@ -7,22 +7,33 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """The ratios of one figure to another, one for each round."""
+class Measured:
+    """What a benchmark found, a value for each round, and the bound that its middle should keep."""
 
     title: str
     values: tuple[float, ...]
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | None = field(default=None, kw_only=True)
+    at_most: float | None = field(default=None, kw_only=True)
 
     @property
     def middle(self) -> float:
         return statistics.median(self.values)
+
+    @property
+    def missed(self) -> bool:
+        """Whether the middle value is on the wrong side of its bound."""
+        too_low = self.at_least is not None and self.middle < self.at_least
+        return too_low or (self.at_most is not None and self.middle > self.at_most)
+
+
+@dataclass(frozen=True)
+class Ratio(Measured):
+    """The ratios of one figure to another."""
 
     def __str__(self) -> str:
         return (
@@ -32,15 +43,13 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure in its unit, one for each round."""
+class Figure(Measured):
+    """Figures in their unit."""
 
-    title: str
-    unit: str
-    values: tuple[float, ...]
+    unit: str = field(kw_only=True)
 
     def __str__(self) -> str:
-        told = f"{self.title}: {statistics.median(self.values):.1f} {self.unit}"
+        told = f"{self.title}: {self.middle:.1f} {self.unit}"
         if len(self.values) == 1:
             return told
         return (

@@ -61,12 +61,6 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2f}"
 
 
-def missed(ratio: Ratio) -> bool:
-    """Whether the middle value is on the wrong side of its bound."""
-    too_low = ratio.at_least is not None and ratio.middle < ratio.at_least
-    return too_low or (ratio.at_most is not None and ratio.middle > ratio.at_most)
-
-
 def _points(ratio: Ratio) -> list[float]:
     bounds = [bound for bound in (ratio.at_least, ratio.at_most) if bound is not None]
     return [ratio.middle, min(ratio.values), max(ratio.values), *bounds]
@@ -82,7 +76,7 @@ def _tick(x: float, value: float, height: int) -> str:
 
 def _row(ratio: Ratio, y: float, points: list[float], one: float) -> list[str]:
     middle, least, most, *bounds = points
-    kind = "missed" if missed(ratio) else "bar"
+    kind = "missed" if ratio.missed else "bar"
     left, width = min(one, middle), round(abs(middle - one), 1)
     return [
         f'<text x="{LABELS - 10}" y="{y + 4:g}" text-anchor="end">{escape(ratio.title)}</text>',

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 FAST = Ratio("fast", (9.0, 10.0, 12.0), at_least=8)
 SLOW = Ratio("slow", (1.6, 1.8, 1.7), at_most=1.5)
 PLAIN = Ratio("plain", (0.5,))
-TIME = Figure("time", "ms", (20.0, 10.0, 30.0))
+TIME = Figure("time", (20.0, 10.0, 30.0), unit="ms", at_most=15)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_the_table_has_a_row_for_each_ratio() -> None:
         "| one | fast | 10 | 9 | 12 | 3 | at least 8 |",
         "| one | slow | 1.7 | 1.6 | 1.8 | 3 | at most 1.5: missed |",
         "| other | plain | 0.50 | 0.50 | 0.50 | 1 |  |",
-        "| other | time, ms | 20 | 10 | 30 | 3 |  |",
+        "| other | time, ms | 20 | 10 | 30 | 3 | at most 15: missed |",
     ]
     assert {line.count("|") for line in lines} == {8}
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.harness import Ratio
-from benchmarks.plot import LABELS, WIDTH, missed, number, svg
+from benchmarks.plot import LABELS, WIDTH, number, svg
 
 SLOWER = Ratio("slower & by <half>", (0.4, 0.5, 0.6))
 KEPT = Ratio("kept", (9.0, 10.0, 12.0), at_least=8)
@@ -66,7 +66,7 @@ def test_a_bound_is_drawn_where_it_is_and_a_missed_one_is_told_by_the_bar() -> N
     ids=lambda value: getattr(value, "title", ""),
 )
 def test_the_middle_value_decides_whether_a_bound_is_kept(ratio: Ratio, expected: bool) -> None:
-    assert missed(ratio) is expected
+    assert ratio.missed is expected
 
 
 def test_everything_is_within_the_picture() -> None:
