@@ -7,7 +7,7 @@ lease, so a live lease has never expired; it is null where only a person may end
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
@@ -147,8 +147,9 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
         return row and Found(self._leased(row[1:]), row[0] or timedelta(0))
 
     def clock(self) -> datetime:
-        now: datetime = self._row("SELECT clock_timestamp()", {})[0]
-        return now
+        # With a time zone, which a moment that Django reads has with USE_TZ only.
+        epoch: float = self._row("SELECT extract(epoch FROM clock_timestamp())::float8", {})[0]
+        return datetime.fromtimestamp(epoch, UTC)
 
     def extend(
         self, operation: Operation, token: UUID, lease: timedelta, checkpoint: bytes | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -80,6 +81,14 @@ def test_the_list_costs_two_statements_whatever_its_length(admin_client: Client)
         key = run_once(f"key {number}")
     assert len(captured(admin_client, LIST, TABLE)) == 2  # the bounded count, the page
     assert len(captured(admin_client, page_of(key), TABLE)) == 1
+
+
+def test_pages_of_a_project_without_time_zones(admin_client: Client, settings: Any) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "America/New_York"
+    key = run_once()
+    assert re.search(r">\d+ m?s<", text_of(admin_client.get(LIST)))
+    assert "(in 6 d)" in text_of(admin_client.get(page_of(key)))
 
 
 def test_the_state_filter(admin_client: Client) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -67,6 +67,18 @@ def test_a_delivery_after_the_window_is_refused_and_says_why() -> None:
     assert "was not executed" in str(raised.value)
     assert not Effect.objects.exists()
     assert not IdempotencyKey.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("mode", ["atomic", "leased"])
+def test_a_late_delivery_is_refused_without_use_tz_too(settings: Any, mode: str) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "America/New_York"
+    published_at = datetime.now(UTC) - TTL - MOMENT
+    with guarded_task(mode=mode) as task:
+        headers = {"published_at": published_at.isoformat()}
+        assert isinstance(task.apply(("once",), task_id="m", headers=headers).result, WindowExpired)
+    assert not Effect.objects.exists()
 
 
 def test_the_setting_is_the_default_window(settings: Any) -> None:

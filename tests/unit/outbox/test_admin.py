@@ -445,6 +445,16 @@ def test_the_page_shows_the_error_of_each_attempt(admin_client: Client) -> None:
     assert re.search(r"<td>2</td><td class=\"nowrap\"><time [^>]*2026-03-05T14:31:00", text)
 
 
+def test_pages_of_a_project_without_time_zones(admin_client: Client, settings: Any) -> None:
+    settings.USE_TZ = False
+    settings.TIME_ZONE = "America/New_York"
+    errors = [{"at": "2026-03-05T14:30:00+00:00", "attempt": 1, "error": "x"}]
+    message = enqueue("dead", errors=errors, attempts=1)
+    enqueue(available_at=timezone.now() + timedelta(hours=5.5))
+    assert "due in 5 h" in text_of(admin_client.get(LIST))
+    assert ">2026-03-05 09:30:00</time>" in text_of(admin_client.get(page_of(message)))
+
+
 def test_nobody_adds_changes_or_deletes_a_message(admin_client: Client) -> None:
     message = enqueue()
     assert admin_client.get(LIST + "add/").status_code == 403
