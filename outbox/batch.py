@@ -7,13 +7,14 @@ import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from operator import add
 from uuid import UUID
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.timezone import get_default_timezone, is_aware, make_aware
 
 from outbox import wire
 from outbox.conf import conf
@@ -162,7 +163,7 @@ class Batch:
 
     def _take(self, messages: OutboxQuerySet) -> None:
         now = messages.limit_transaction(conf.CLAIM_TIMEOUT)
-        self._now = now.isoformat()
+        self._now = _stamp(now)
         start = self._watermark.start(now)
         began = time.perf_counter()
         self._claim = messages.claim(self._size, conf.BATCH_BYTES, start)
@@ -223,6 +224,12 @@ class Batch:
         ]
 
 
+def _stamp(moment: datetime) -> str:
+    """Return the moment with its offset, whatever ``USE_TZ`` is: another process reads it."""
+    aware = moment if is_aware(moment) else make_aware(moment, get_default_timezone())
+    return aware.isoformat()
+
+
 def _outgoing(
     claim: Iterable[ClaimedMessage], made: dict[str, str]
 ) -> tuple[list[Outgoing], dict[UUID, Refused]]:
@@ -235,7 +242,7 @@ def _outgoing(
         try:
             headers = wire.json_loads(message.headers) | made
             if "expires" in headers:
-                headers["expires"] = message.expires_at and message.expires_at.isoformat()
+                headers["expires"] = message.expires_at and _stamp(message.expires_at)
             properties = wire.json_loads(message.properties) | {}
         except Exception as error:  # whatever a row holds, it must not stop the others
             reason = f"the row cannot be read: {type(error).__name__}: {error}"

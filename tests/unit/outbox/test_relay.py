@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -94,6 +94,21 @@ def test_draining_adds_up_until_nothing_is_due(memory_broker: MemoryBroker) -> N
     with closing(Relay(batch_size=2)) as relay:
         assert relay.drain() == RelayResult(published=5, expired=1)
     assert len(memory_broker.ids()) == 5
+
+
+def test_its_stamps_name_their_offset_where_time_zones_are_off(
+    relay: Relay, memory_broker: MemoryBroker, settings: Any
+) -> None:
+    """A worker takes a moment without one for another moment, or for nothing at all."""
+    settings.TIME_ZONE, settings.USE_TZ = "America/New_York", False
+    enqueue(1, expires=600)
+    before = datetime.now(UTC)
+    assert relay.run_once().published == 1
+    [sent] = memory_broker.queue()
+    published_at = datetime.fromisoformat(sent["headers"]["published_at"])
+    expires = datetime.fromisoformat(sent["headers"]["expires"])
+    assert abs(published_at - before) < timedelta(minutes=1)
+    assert timedelta(minutes=9) < expires - before < timedelta(minutes=11)
 
 
 def test_an_expired_message_ends_without_being_published(
