@@ -60,6 +60,9 @@ def assert_enqueued(
     ``args`` and ``kwargs`` are compared with how the task was called; leave out what does not
     matter. Raises ``AssertionError`` that lists what is in the outbox instead.
     """
+    given: Any = task
+    if isinstance(given, Signature):
+        raise TypeError(f"Give the task, and args= and kwargs= beside it, not a signature: {given}")
     name = task if isinstance(task, str) else task.name
     others = []
     messages: QuerySet[OutboxMessage] = OutboxMessage.objects.using(using)
@@ -103,11 +106,13 @@ def _execute(
 ) -> None:
     """Run a task and what follows it, as a worker would."""
     task = current_app.tasks[name]
-    # Left to itself Celery would publish what follows.
-    result = task.apply(args, kwargs, task_id=id, headers=dict(headers), throw=False)
+    # An errback that takes the request is called with it by Celery, in the process. Left to itself
+    # Celery would publish the rest of what follows.
+    link_error: Any = follow.get("link_error")
+    result = task.apply(
+        args, kwargs, task_id=id, headers=dict(headers), link_error=link_error, throw=False
+    )
     if result.failed():
-        for errback in maybe_list(follow.get("link_error")) or ():
-            _call(errback, result.id)
         raise result.result
     for callback in maybe_list(follow.get("link")) or ():
         _call(callback, result.result)

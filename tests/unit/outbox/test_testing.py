@@ -48,6 +48,11 @@ def note_again(self: Task[..., Any]) -> None:
     raise self.retry(countdown=0)
 
 
+@shared_task(name="tests.note_error")
+def note_error(request: Any, error: Exception, traceback: Any) -> None:
+    ran.append((request.id, str(error)))
+
+
 @shared_task(name="tests.enqueue_another")
 def enqueue_another(number: int) -> None:
     ran.append(number)
@@ -259,6 +264,14 @@ def test_what_is_linked_to_a_failure_runs(memory_broker: MemoryBroker) -> None:
     assert memory_broker.queue() == []
 
 
+def test_what_is_linked_to_a_failure_is_called_with_it() -> None:
+    """As Celery documents it: with the request, the error and the traceback."""
+    failed = enqueue(fail.s("boom").set(link_error=note_error.s()))
+    with pytest.raises(RuntimeError, match="boom"):
+        drain_outbox()
+    assert ran == [(str(failed.pk), "boom")]
+
+
 def test_draining_takes_one_alias() -> None:
     enqueue(record.s("here"))
     enqueue(record.s("there"), using="other")
@@ -294,6 +307,12 @@ def test_the_newest_message_of_a_task_is_found() -> None:
     enqueue(fail.s("other"))
     assert assert_enqueued(record) == newest
     assert assert_enqueued("tests.project.tasks.record") == newest
+
+
+def test_a_signature_is_refused_because_its_arguments_would_not_be_compared() -> None:
+    enqueue(record.s("x"))
+    with pytest.raises(TypeError, match="not a signature"):
+        assert_enqueued(record.s("y"))
 
 
 def test_arguments_and_key_are_compared() -> None:
