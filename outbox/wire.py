@@ -76,8 +76,9 @@ def build(signature: Any, id: UUID) -> WireMessage:
     """Return the message that ``signature.apply_async(task_id=id)`` would have sent.
 
     Raises ``UnsupportedSignature`` for what is not one message (a group, a chord anywhere, a queue
-    that the settings do not know), ``ValueError`` for a signature with an id of its own, and
-    ``UnserializableArgument`` for an argument, header or option that the wire does not take.
+    that the settings do not know), ``ValueError`` for a signature with an id of its own or with a
+    header ``id`` or ``task``, and ``UnserializableArgument`` for an argument, header or option that
+    the wire does not take.
     """
     app = signature.app
     head = canvas.head_of(signature)
@@ -99,6 +100,12 @@ def build(signature: Any, id: UUID) -> WireMessage:
     except SerializationError as error:
         raise _unserializable(head, error) from error
     message: WireMessage = channel.wire_message(head.task, eta, delay)
+    for name, own in (("id", str(id)), ("task", head.task)):
+        if message.headers.get(name, own) != own:
+            raise ValueError(
+                f"{head.task}: the signature has a header {name!r} of its own, which Celery takes "
+                f"for the {name} of the task. Use another name."
+            )
     if message.headers.get("ignore_result") is NO_RESULT:
         message.headers["ignore_result"] = ignore_result
     return message

@@ -48,6 +48,13 @@ def test_a_message_of_protocol_1_expires_too(app_conf: Any) -> None:
     assert "expiration" not in message.properties
 
 
+@pytest.mark.parametrize("name", ["id", "task"])
+def test_a_header_that_would_make_it_another_message_is_refused(name: str) -> None:
+    """Celery puts the caller's headers over its own: the worker would see another id or task."""
+    with pytest.raises(ValueError, match=f"{NAME}: .* header '{name}' of its own.*another name"):
+        build(record.s("x").set(headers={name: "42"}))
+
+
 @pytest.mark.parametrize("expires", [float("nan"), float("inf"), "soon"])
 def test_an_expiry_that_is_no_time_is_refused(expires: object) -> None:
     with pytest.raises((ValueError, OverflowError)):
