@@ -164,7 +164,11 @@ def _visibility_timeout() -> timedelta:
     """How long a broker without acknowledgements of its own keeps a message from others."""
     from celery import current_app
 
-    if current_app.connection_for_read().transport_cls not in ("redis", "rediss", "sentinel"):
+    try:
+        transport = current_app.connection_for_read().transport_cls
+    except (KeyError, ValueError, ImportError):
+        return timedelta(0)  # no broker at that address: whoever connects to it says so
+    if transport not in ("redis", "rediss", "sentinel"):
         return timedelta(0)
     options = current_app.conf.broker_transport_options or {}
     return timedelta(seconds=options.get("visibility_timeout", VISIBILITY_TIMEOUT))

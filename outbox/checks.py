@@ -15,6 +15,7 @@ from django.db import connections, router
 from idempotency.checks import WINDOW, guarded_tasks, too_short
 from idempotency.conf import conf as idempotency_conf
 from outbox.conf import conf
+from outbox.exceptions import describe
 
 
 @register(Tags.compatibility)
@@ -27,7 +28,17 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 def check_confirms(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """On AMQP, the app's own publishes are confirmed too: a task's retry is a publish."""
     app = current_app
-    if app.connection_for_write().transport_cls not in ("amqp", "amqps", "pyamqp"):
+    try:
+        transport = app.connection_for_write().transport_cls
+    except (KeyError, ValueError, ImportError) as error:
+        return [
+            Error(
+                f"Celery makes no connection of its broker's address: {describe(error)}.",
+                hint="Set CELERY_BROKER_URL to an address whose transport is installed.",
+                id="outbox.E005",
+            )
+        ]
+    if transport not in ("amqp", "amqps", "pyamqp"):
         return []
     if (app.conf.broker_transport_options or {}).get("confirm_publish"):
         return []

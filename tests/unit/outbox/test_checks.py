@@ -112,6 +112,15 @@ def test_confirms_are_asked_of_amqp_only(url: str, monkeypatch: pytest.MonkeyPat
     assert check_confirms(None) == []
 
 
+@pytest.mark.parametrize("url", ["bogus://h", "redis://h:port", "redis://[h"])
+def test_a_broker_that_cannot_be_is_an_error_and_no_traceback(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    with pytest.raises(SystemCheckError, match=r"outbox\.E005.* broker's address: \w+Error: "):
+        call_command("outbox_relay", once=True, skip_checks=False)
+
+
 # The database
 
 
