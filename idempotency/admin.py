@@ -43,7 +43,11 @@ class StateFilter(admin.SimpleListFilter):
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[IdempotencyKey]
     ) -> QuerySet[IdempotencyKey]:
-        return queryset.filter(state=self.value()) if self.value() else queryset
+        if not self.value():
+            return queryset
+        # The address bar may say anything, such as a NUL, which PostgreSQL does not take.
+        known = self.value() in IdempotencyKey.State.values
+        return queryset.filter(state=self.value()) if known else queryset.none()
 
 
 class ExpiryFilter(admin.SimpleListFilter):

@@ -51,7 +51,11 @@ class StateFilter(admin.SimpleListFilter):
     def queryset(
         self, request: HttpRequest, queryset: QuerySet[OutboxMessage]
     ) -> QuerySet[OutboxMessage]:
-        return queryset.filter(status=self.value()) if self.value() else queryset
+        if not self.value():
+            return queryset
+        # The address bar may say anything, such as a NUL, which PostgreSQL does not take.
+        known = self.value() in Status.values
+        return queryset.filter(status=self.value()) if known else queryset.none()
 
 
 class ReceiptFilter(admin.SimpleListFilter):

@@ -53,7 +53,7 @@ def read(message: OutboxMessage) -> Payload:
         return Payload(
             arguments=[
                 *((str(position), _value(value)) for position, value in enumerate(args, start=1)),
-                *((str(name), _value(value)) for name, value in kwargs.items()),
+                *((_short(str(name)), _value(value)) for name, value in kwargs.items()),
             ],
             followed_by=list(_followers(embedded)),
         )
@@ -64,7 +64,7 @@ def read(message: OutboxMessage) -> Payload:
 
 def pretty(value: Mapping[str, Any]) -> str:
     """Return headers or properties as indented JSON; what JSON has no word for, as Python's."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=repr)
+    return _encodable(json.dumps(value, indent=2, ensure_ascii=False, default=repr))
 
 
 def _noted(message: OutboxMessage, reason: str) -> Payload:
@@ -93,5 +93,11 @@ def _value(value: Any) -> str:
     return _short(pformat(value, width=88, sort_dicts=False))
 
 
+def _encodable(text: str) -> str:
+    # A lone surrogate (os.fsdecode() makes them of file names) has no place in a page.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _short(text: str) -> str:
+    text = _encodable(text)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} …"

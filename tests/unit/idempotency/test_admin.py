@@ -97,6 +97,7 @@ def test_the_state_filter(admin_client: Client) -> None:
     assert shown(admin_client.get(LIST, {"state": "outcome_unknown"})) == [unknown]
     assert shown(admin_client.get(LIST, {"state": "completed"})) == [completed]
     assert shown(admin_client.get(LIST, {"state": "in_progress"})) == []
+    assert shown(admin_client.get(LIST, {"state": "completed\0"})) == []
 
 
 def test_the_expiry_filter(admin_client: Client) -> None:

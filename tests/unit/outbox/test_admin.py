@@ -160,6 +160,12 @@ def test_the_state_filter(admin_client: Client, status: str) -> None:
     assert shown(admin_client.get(LIST, {"state": status})) == [messages[status]]
 
 
+@pytest.mark.parametrize("state", ["no state", "dead\0"])
+def test_an_unknown_state_is_nobodys(admin_client: Client, state: str) -> None:
+    enqueue("dead")
+    assert shown(admin_client.get(LIST, {"state": state})) == []
+
+
 def test_the_receipt_filter(admin_client: Client) -> None:
     outstanding = enqueue("published", awaits_receipt=True, available_at=timezone.now())
     stuck = enqueue("published", awaits_receipt=True)
@@ -431,6 +437,15 @@ def test_the_page_shows_headers_properties_and_the_target(admin_client: Client) 
     assert "&quot;priority&quot;: 7" in text
     assert "<th>queue</th><td><pre>celery</pre></td>" in text
     assert "bytes of application/json" in text
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_lone_surrogate_does_not_break_the_page(admin_client: Client, serializer: str) -> None:
+    """As in the name of a file whose bytes are no UTF-8."""
+    signature = record.s("caf\udce9").set(headers={"file": "\udce9"}, serializer=serializer)
+    text = text_of(admin_client.get(page_of(enqueue(signature=signature))))
+    assert "&#x27;caf\\udce9&#x27;" in text
+    assert "&quot;file&quot;: &quot;\\udce9&quot;" in text
 
 
 def test_the_page_shows_the_error_of_each_attempt(admin_client: Client) -> None:
