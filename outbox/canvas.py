@@ -192,6 +192,24 @@ def pop_schedule(head: Any) -> tuple[datetime | None, timedelta | None]:
         raise ValueError(f"{head.task}: eta must be a datetime, not {eta!r}.") from error
 
 
+def require_expiry(head: Any) -> None:
+    """Refuse an ``expires`` of which Celery makes no moment, with an error that names it."""
+    expires = head.options.get("expires")
+    if expires is None or isinstance(expires, datetime):
+        return
+    if isinstance(expires, (int, float)) and abs(expires) <= MAX_COUNTDOWN:
+        return
+    try:
+        if isinstance(expires, str) and maybe_iso8601(expires):
+            return
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{head.task}: expires must be a number of seconds, at most a hundred years, or a "
+        f"datetime, not {expires!r}."
+    )
+
+
 def _delay(task: str, countdown: Any) -> timedelta:
     seconds = float(countdown) if isinstance(countdown, (int, float, Decimal)) else math.nan
     if not abs(seconds) <= MAX_COUNTDOWN:

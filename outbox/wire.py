@@ -90,6 +90,7 @@ def build(signature: Any, id: UUID) -> WireMessage:
             "the intent."
         )
     eta, delay = canvas.pop_schedule(head)
+    canvas.require_expiry(head)
     channel: Any = _CapturingChannel(app)
     producer = _CapturingProducer(channel, NO_EXCHANGE, auto_declare=False)
     ignore_result = head.options.pop(
