@@ -15,6 +15,7 @@ from django.db.models import Case, ExpressionWrapper, F, Q, Value, When
 from django.db.models.functions import Now
 
 from idempotency.conf import conf as idempotency_conf
+from idempotency.conf import duration
 from idempotency.decorators import guard_of
 from outbox import canvas, ids, ordering_querysets, wire
 from outbox.exceptions import DuplicateKey, TransactionRequired
@@ -141,7 +142,7 @@ class OutboxQuerySet(RelayQuerySet):
         a pending message; one whose receipt is outstanding; one with a key before
         ``IDEMPOTENCY_TTL`` is over, because the key could be enqueued again; one that is held.
 
-        Raises ``ValueError`` for another state.
+        Raises ``ValueError`` for another state, a negative age and a batch without a row.
         """
         return self._purge(older_than, batch_size, states, {})
 
@@ -173,6 +174,9 @@ class OutboxQuerySet(RelayQuerySet):
                 f"{', '.join(sorted(unknown))}: not a state that is purged, which are "
                 f"{', '.join(PURGEABLE)}. A pending message must be discarded first."
             )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+        age = duration(older_than, "older_than", least=timedelta(0))
         alias = self._db or router.db_for_write(self.model)
         deleted = 0
         with transaction.atomic(using=alias), connections[alias].cursor() as cursor:
@@ -180,7 +184,7 @@ class OutboxQuerySet(RelayQuerySet):
             # statistics the planner would read and sort all that is to go, for each batch.
             cursor.execute(READ_IN_ORDER)
             for name in names:
-                rows = self.using(alias).filter(_over_since(older_than), status=name)
+                rows = self.using(alias).filter(_over_since(age), status=name)
                 if name in reached:
                     rows = rows.filter(created_at__gte=reached[name])
                 free = rows.order_by("created_at", "pk").select_for_update(skip_locked=True)

@@ -62,6 +62,25 @@ def test_what_waits_for_a_person_goes_when_it_is_named(status: str) -> None:
     assert left() == sorted(set(STATES) - {status})
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_without_a_row_would_never_end(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {batch_size}"):
+        next(messages.purge_in_batches(DAY, batch_size))
+
+
+@pytest.mark.parametrize("age", ["1 day", None, True, -DAY])
+def test_an_age_that_is_none_is_refused(age: Any) -> None:
+    """By name: what PostgreSQL says of it would end the caller's transaction, too."""
+    with pytest.raises((TypeError, ValueError), match="older_than="):
+        messages.purge(age)
+
+
+def test_an_age_may_be_seconds() -> None:
+    old("executed")
+    seconds: Any = DAY.total_seconds()
+    assert messages.purge(seconds) == 1
+
+
 @pytest.mark.parametrize("states", [["pending"], ["executed", "pending"], ["stuck"], "dead"])
 def test_a_pending_message_is_never_purged(states: Any) -> None:
     old("pending")
