@@ -14,11 +14,12 @@ class Unavailable(CommandError):
     """The database cannot be reached at this moment."""
 
 
-def require_alias(alias: str) -> None:
+def require_alias(alias: str, returncode: int = 1) -> None:
     """Raise ``CommandError`` for an alias that is not in the settings."""
     if alias not in connections:
         raise CommandError(
-            f"There is no database {alias!r} in DATABASES: {', '.join(connections)}."
+            f"There is no database {alias!r} in DATABASES: {', '.join(connections)}.",
+            returncode=returncode,
         )
 
 

@@ -49,7 +49,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, database: str, **options: Any) -> None:
-        require_alias(database)
+        require_alias(database, returncode=COULD_NOT_LOOK)
         with database_errors(database, returncode=COULD_NOT_LOOK):
             status = status_of(database)
         alerts = list(_alerts(status, options))

@@ -144,8 +144,9 @@ def test_it_looks_at_the_database_that_it_is_told() -> None:
     message("dead", using="other")
     told()
     assert "1 dead" in alert("--database", "other")
-    with pytest.raises(CommandError, match="There is no database 'nowhere'"):
+    with pytest.raises(CommandError, match="There is no database 'nowhere'") as caught:
         told("--database", "nowhere")
+    assert caught.value.returncode == 2
 
 
 def test_not_to_have_looked_is_a_status_of_its_own() -> None:
