@@ -17,6 +17,9 @@ MAX_HEADERS_BYTES = 120 * 1024
 MAX_SHORT_STRING_BYTES = 255
 AMQP_INTEGERS = (-(2**63), 2**63 - 1)
 MAX_OCTET = 255
+# The properties that AMQP sends as numbers, each with its largest, and those that it sends as text.
+NUMBERS = {"priority": MAX_OCTET, "delivery_mode": MAX_OCTET, "timestamp": 2**64 - 1}
+TEXTS = {"correlation_id", "reply_to", "message_id", "type", "user_id", "app_id", "cluster_id"}
 KOMBU_TYPED = {"__type__", "__value__"}
 
 
@@ -51,7 +54,8 @@ def _size_of(values: Mapping[str, Any], where: str, *, amqp: bool, short: bool =
     size = 0
     for name, value in values.items():
         try:
-            size += _short_size(name) + (_property_size(value) if short else _size(value, amqp))
+            size += _short_size(name)
+            size += _property_size(name, value, amqp) if short else _size(value, amqp)
         except _Refused as error:
             raise UnserializableArgument(f"{where} {str(name)[:64]!r} {error}") from None
     return size
@@ -81,15 +85,18 @@ def _short_size(text: object) -> int:
     return size + 1
 
 
-def _property_size(value: object) -> int:
+def _property_size(name: str, value: object, amqp: bool) -> int:
+    most = NUMBERS.get(name)
+    if most is not None and isinstance(value, int) and not 0 <= value <= most:
+        raise _Refused(f"is {value}; it is a number from 0 to {most}.")
+    if amqp and value is not None:
+        wanted = int if most is not None else str if name in TEXTS else object
+        if not isinstance(value, wanted):
+            raise _Refused(f"is of type {type(value).__name__}; AMQP has it of {wanted.__name__}.")
     if isinstance(value, str):
         return _short_size(value)
-    if value is None or isinstance(value, datetime):
+    if value is None or isinstance(value, (datetime, int)):
         return 9
-    if isinstance(value, int):
-        if not 0 <= value <= MAX_OCTET:
-            raise _Refused(f"is {value}; a property is a number from 0 to 255.")
-        return 1
     raise _Refused(f"is of type {type(value).__name__}, which no broker's protocol carries.")
 
 

@@ -75,7 +75,11 @@ def test_redis_carries_what_kombu_encodes() -> None:
     [
         ({"priority": 256}, "'priority' is 256"),
         ({"priority": -1}, "'priority' is -1"),
-        ({"priority": "high"}, None),
+        ({"priority": "3"}, "'priority' is of type str; AMQP has it of int"),
+        ({"priority": 3.0}, "'priority' is of type float"),
+        ({"timestamp": -1}, "'timestamp' is -1"),
+        ({"timestamp": datetime(2020, 1, 1)}, "'timestamp' is of type datetime"),  # noqa: DTZ001
+        ({"message_id": 5}, "'message_id' is of type int; AMQP has it of str"),
         ({"reply_to": Queue("replies")}, "'reply_to' is of type Queue"),
         ({"reply_to": "x" * 256}, "256 bytes"),
         ({"correlation_id": 1.5}, "'correlation_id' is of type float"),
@@ -85,13 +89,22 @@ def test_redis_carries_what_kombu_encodes() -> None:
     ],
 )
 def test_a_property_that_amqp_cannot_carry_is_refused(
-    amqp: None, options: dict[str, Any], problem: str | None
+    amqp: None, options: dict[str, Any], problem: str
 ) -> None:
-    if problem is None:
-        build(record.s("x").set(**options))  # nothing is lost: text goes out as text
-        return
     with pytest.raises(UnserializableArgument, match=problem):
         build(record.s("x").set(**options))
+
+
+@pytest.mark.parametrize("options", [{"timestamp": 1_700_000_000}, {"priority": 0}, {"mine": 1000}])
+def test_a_property_that_amqp_carries_or_leaves_out_is_taken(
+    amqp: None, options: dict[str, Any]
+) -> None:
+    assert build(record.s("x").set(**options)).properties.items() >= options.items()
+
+
+@pytest.mark.parametrize("options", [{"priority": "high"}, {"message_id": 5}])
+def test_redis_carries_properties_of_any_type(options: dict[str, Any]) -> None:
+    assert build(record.s("x").set(**options)).properties.items() >= options.items()
 
 
 def test_a_tasks_name_that_the_table_cannot_hold_is_refused() -> None:
