@@ -27,7 +27,7 @@ VISIBILITY_TIMEOUT = 3600
 """Seconds: the default of kombu's Redis transport."""
 
 
-@register(Tags.compatibility)
+@register(Tags.compatibility, WINDOW)
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Every IDEMPOTENCY_* setting is known and of its type."""
     return [Error(problem, id="idempotency.E001") for problem in conf.problems()]
@@ -81,6 +81,8 @@ def check_redis(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Itera
 @register(Tags.compatibility, WINDOW)
 def check_window(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iterator[CheckMessage]:
     """Duplicates are recognised for longer than the broker and the task itself may bring them."""
+    if any(conf.problems()):
+        return  # and check_settings says which
     for task in guarded_tasks():
         yield from too_short(
             task,
@@ -156,7 +158,7 @@ def require_window(**kwargs: Any) -> None:
     found = run_checks(tags=[WINDOW])
     errors = [message for message in found if message.is_serious() and not message.is_silenced()]
     if errors:
-        reasons = [f"{error.id}: {error.msg} {error.hint}" for error in errors]
+        reasons = [f"{error.id}: {error.msg} {error.hint or ''}".rstrip() for error in errors]
         raise SystemExit("\n".join(["This worker does not start.", *reasons]))
 
 

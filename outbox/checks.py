@@ -18,7 +18,7 @@ from outbox.conf import conf
 from outbox.exceptions import describe
 
 
-@register(Tags.compatibility)
+@register(Tags.compatibility, WINDOW)
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Every OUTBOX_* setting is known and of its type."""
     return [Error(problem, id="outbox.E001") for problem in conf.problems()]
@@ -55,6 +55,8 @@ def check_confirms(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 @register(Tags.compatibility, WINDOW)
 def check_window(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iterator[CheckMessage]:
     """Duplicates are recognised for longer than the relay goes on publishing a message."""
+    if _unreadable():
+        return
     # Each wait is twice as long as the one before; a century is as good as the longest.
     doublings = min(conf.MAX_REDELIVERIES, 40)
     longest = timedelta(days=36_500)
@@ -75,7 +77,7 @@ def check_window(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> Iter
 @register(Tags.compatibility)
 def check_retention(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """A message is there for as long as a duplicate of it may come."""
-    if conf.RETENTION >= idempotency_conf.TTL:
+    if _unreadable() or conf.RETENTION >= idempotency_conf.TTL:
         return []
     return [
         CheckWarning(
@@ -106,3 +108,8 @@ def check_database(
         if router.allow_migrate_model(alias, OutboxMessage)
         and connections[alias].vendor != "postgresql"
     ]
+
+
+def _unreadable() -> bool:
+    """Whether a setting has no value to compare; the checks of the settings say which."""
+    return any(conf.problems()) or any(idempotency_conf.problems())

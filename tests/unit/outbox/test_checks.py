@@ -12,6 +12,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
 
+from idempotency.checks import WINDOW, require_window
 from outbox.checks import (
     check_confirms,
     check_database,
@@ -87,6 +88,27 @@ def test_a_setting_that_is_unknown_or_wrong_is_an_error(
     assert told in error.msg
     with pytest.raises(SystemCheckError, match=name):
         call_command("check")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OUTBOX_REDELIVER_AFTER", "5 minutes"),
+        ("OUTBOX_MAX_REDELIVERIES", None),
+        ("OUTBOX_RETENTION", 0),
+        ("IDEMPOTENCY_TTL", "7d"),
+    ],
+)
+def test_a_setting_without_a_value_is_an_error_of_the_check_that_says_so(
+    settings: Any, name: str, value: Any
+) -> None:
+    """Those that compare it with another leave it to that one; a worker does not start either."""
+    setattr(settings, name, value)
+    for found in (checks.run_checks(), checks.run_checks(tags=[WINDOW])):
+        (error,) = (message for message in found if message.is_serious())
+        assert error.msg.startswith(f"{name} must be ")
+    with pytest.raises(SystemExit, match=f"does not start.\n.*E001: {name} must be [^\n]*[.]$"):
+        require_window()
 
 
 # The broker
