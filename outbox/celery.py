@@ -10,9 +10,10 @@ from django.db import connections, router, transaction
 
 from outbox import wire
 from outbox.exceptions import UnsupportedSignature
-from outbox.models import OutboxMessage
 
 if TYPE_CHECKING:
+    from outbox.models import OutboxMessage
+
     BaseTask = Task[Any, Any]
 else:
     BaseTask = Task  # Celery 5.5 knows no subscript
@@ -55,8 +56,9 @@ class OutboxTask(BaseTask):
         signature = self.signature(args, kwargs, **options)
         if task_id is not None:
             signature.options["task_id"] = task_id
-        with transaction.atomic(using=router.db_for_write(OutboxMessage)):
-            message = OutboxMessage.objects.enqueue(signature)
+        messages = _model().objects
+        with transaction.atomic(using=router.db_for_write(messages.model)):
+            message = messages.enqueue(signature)
         return self.AsyncResult(str(message.id))
 
     def _belongs_to_celery(
@@ -68,7 +70,14 @@ class OutboxTask(BaseTask):
         current = app.current_worker_task
         if current is not None and task_id is not None:
             # A retry; or what follows a task, which Celery sends when its transaction is over.
-            in_transaction = connections[router.db_for_write(OutboxMessage)].in_atomic_block
+            in_transaction = connections[router.db_for_write(_model())].in_atomic_block
             return task_id == current.request.id or not in_transaction
         # Beat has a producer of its own, and so have groups.
         return producer is not None and "group_id" not in options
+
+
+def _model() -> type[OutboxMessage]:
+    # Not at the top: a project's celery.py is imported before there are models.
+    from outbox.models import OutboxMessage
+
+    return OutboxMessage

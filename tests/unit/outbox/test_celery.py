@@ -6,6 +6,8 @@ tests/integration has retries, chains and callbacks in real workers.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +25,7 @@ from tests.project import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.unit.outbox.conftest import MemoryBroker
 
@@ -137,6 +140,29 @@ def test_every_task_of_an_app_may_go_through_the_outbox() -> None:
 
     of_an_app.delay()
     assert_enqueued("tests.of_an_app")
+
+
+def test_a_project_names_it_before_django_is_set_up(tmp_path: Path) -> None:
+    """Its package imports celery.py, and Django's settings are a module of that package."""
+    project = tmp_path / "ownproject"
+    project.mkdir()
+    (project / "__init__.py").write_text("from ownproject.celery import app\n")
+    (project / "celery.py").write_text(
+        "from celery import Celery\n"
+        "from outbox.celery import OutboxTask\n"
+        "app = Celery('ownproject', task_cls=OutboxTask)\n"
+    )
+    (project / "settings.py").write_text("INSTALLED_APPS = ['idempotency', 'outbox']\n")
+    env = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "ownproject.settings",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    }
+    code = "import django; django.setup(); import ownproject; print(ownproject.app.Task.mro()[1])"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert said.stdout == "<class 'outbox.celery.OutboxTask'>\n", said.stderr
 
 
 # Chains and groups
