@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import chain, current_app, group, shared_task, signature
 from celery.exceptions import MaxRetriesExceededError
-from django.db import transaction
+from django.db import DataError, connection, transaction
 
 from idempotency.testing import override_idempotency
 from outbox import testing, wire
@@ -51,6 +51,12 @@ def note_again(self: Task[..., Any]) -> None:
 @shared_task(name="tests.note_error")
 def note_error(request: Any, error: Exception, traceback: Any) -> None:
     ran.append((request.id, str(error)))
+
+
+@shared_task(name="tests.divide")
+def divide() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 / 0")
 
 
 @shared_task(name="tests.enqueue_another")
@@ -161,6 +167,12 @@ def test_a_failure_is_raised_and_recorded_and_the_rest_left() -> None:
     assert failing.errors[0]["error"] == "RuntimeError: boom"
     assert status_of(left) == "pending"
     assert drain_outbox() == 1
+
+
+def test_a_failure_that_breaks_the_tests_transaction_is_raised_itself() -> None:
+    enqueue(divide.s())
+    with pytest.raises(DataError, match="division by zero"), transaction.atomic():
+        drain_outbox()
 
 
 def test_a_failure_is_recorded_on_the_messages_alias() -> None:
