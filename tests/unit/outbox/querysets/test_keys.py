@@ -53,6 +53,15 @@ def test_the_same_key_with_other_arguments_is_refused(other: Any) -> None:
     assert messages.get() == first
 
 
+class Parcel:
+    """Like many a class, it does not say when two of it are equal."""
+
+
+def test_pickled_objects_without_an_equality_are_compared_by_their_bytes() -> None:
+    first = messages.enqueue(record.s(Parcel()).set(serializer="pickle"), key="k")
+    assert messages.enqueue(record.s(Parcel()).set(serializer="pickle"), key="k") == first
+
+
 def test_another_serializer_is_not_another_intent() -> None:
     first = messages.enqueue(record.s("x"), key="k")
     assert messages.enqueue(record.s("x").set(serializer="pickle"), key="k") == first
