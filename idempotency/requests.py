@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
@@ -144,7 +144,7 @@ def _json(body: bytes) -> str | bytes:
                 body, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_members
             )
         )
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, InvalidOperation):  # the last: an exponent without end
         return body
 
 

@@ -100,6 +100,25 @@ def test_another_request(other: HttpRequest) -> None:
     assert taken(post("a=1", FORM)) != taken(other)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "1e99999999999999999999",
+        '{"a": -1e-99999999999999999999}',
+        "9" * 5000,
+        "[" * 100_000,
+        "NaN",
+        '{"a": 1, "a": 1}',
+        '{"é": 1, "e\u0301": 2}',
+        "{",
+    ],
+    ids=lambda body: body[:10],
+)
+def test_json_that_says_nothing_for_certain_counts_by_its_bytes(body: str) -> None:
+    assert taken(post(body)) == taken(post(body))
+    assert taken(post(body)) != taken(post(f"{body} "))
+
+
 def test_query_and_form_are_framed() -> None:
     # Joined without frames, each of these would be the other.
     assert taken(post(path="/?a=1%262")) != taken(post(path="/?a=1&2"))
