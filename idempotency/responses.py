@@ -106,6 +106,10 @@ def replay(stored: StoredResponse) -> HttpResponse:
     response = HttpResponse(stored.body or b"", status=stored.status, headers=dict(stored.headers))
     if stored.header("Content-Type") is None:
         del response["Content-Type"]
+    location = stored.header("Location")
+    if location is not None:
+        # Django's redirects have it: assertRedirects() and the test client read it.
+        response.url = location  # type: ignore[attr-defined]
     response[REPLAYED] = "true"
     response["Cache-Control"] = "no-store"
     return response

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 
 from idempotency import responses, results
 from idempotency.exceptions import ResultUnavailable
@@ -70,6 +70,11 @@ def test_extra_headers_but_never_a_cookie() -> None:
     kept = keep(response, largest=LARGEST, extra_headers=("x-total", "Set-Cookie"))
     assert kept.header("X-Total") == "5"
     assert kept.header("Set-Cookie") is None
+
+
+def test_redirect_is_one_for_djangos_own_test_tools() -> None:
+    assert vars(replayed(HttpResponseRedirect("/orders/1/")))["url"] == "/orders/1/"
+    assert not hasattr(replayed(HttpResponse()), "url")
 
 
 def test_response_without_a_content_type() -> None:
