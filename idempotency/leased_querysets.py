@@ -11,7 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connections, models, transaction
+from django.db import (
+    InterfaceError,
+    OperationalError,
+    connections,
+    models,
+    router,
+    transaction,
+)
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -118,6 +125,7 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
 
     unreachable: ClassVar[tuple[type[Exception], ...]] = (OperationalError, InterfaceError)
     in_database: ClassVar[bool] = True
+    _db: str | None
 
     def claim_lease(
         self, operation: Operation, terms: Terms, token: UUID, owner: str
@@ -242,10 +250,12 @@ class LeasedQuerySet(models.QuerySet["IdempotencyKey"]):
 
         Rows that somebody holds are skipped, and a live lease never expires.
         """
-        with transaction.atomic(using=self.db):
-            batch = self.filter(expires_at__lte=Now()).order_by("expires_at", "pk")
+        alias = self._db or router.db_for_write(self.model)
+        keys = self.using(alias)
+        with transaction.atomic(using=alias):
+            batch = keys.filter(expires_at__lte=Now()).order_by("expires_at", "pk")
             ids = batch.select_for_update(skip_locked=True).values_list("pk", flat=True)
-            return self.filter(pk__in=list(ids[:batch_size])).delete()[0]
+            return keys.filter(pk__in=list(ids[:batch_size])).delete()[0]
 
     def _end(self, **values: Any) -> int:
         return self.update(

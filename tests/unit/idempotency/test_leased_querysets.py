@@ -179,6 +179,28 @@ def test_purge_skips_what_somebody_holds() -> None:
     assert set(states()) == {"held"}
 
 
+class Replica:
+    """Reads go to another alias than writes."""
+
+    def db_for_read(self, model: type, **hints: object) -> str:
+        return "other"
+
+    def db_for_write(self, model: type, **hints: object) -> str:
+        return "default"
+
+
+@pytest.mark.django_db(databases=["default", "other"], transaction=True)
+def test_the_words_change_the_database_that_is_written(settings: Any) -> None:
+    settings.DATABASE_ROUTERS = [Replica()]
+    make("old", State.COMPLETED, age=timedelta(hours=2))
+    make("failed", State.FAILED_TERMINAL)
+    make("unknown", State.OUTCOME_UNKNOWN)
+    assert keys.purge() == 1
+    assert keys.release() == 1
+    assert keys.resolve(retry=True) == 1
+    assert keys.forget() == 2
+
+
 def test_the_command_purges_in_batches() -> None:
     for number in range(5):
         make(str(number), State.COMPLETED, age=timedelta(hours=2))
