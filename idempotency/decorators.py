@@ -74,7 +74,7 @@ def idempotent(function: Callable[..., Any] | None = None, /, **options: Any) ->
 
     ``namespace``
         What the key is a key of. By default the task's name, or the function's module and
-        qualified name; give one explicitly, and keys survive a renaming.
+        qualified name; give one explicitly, and keys survive a renaming. A lambda needs one.
     ``key``
         A format string over the arguments (``"charge:{order_id}"``), or a callable that takes
         those arguments that it names. By default a task's message id, which recognises deliveries
@@ -330,7 +330,7 @@ class Guard:
 
 
 def _guarded(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    _require_guardable(function)
+    _require_guardable(function, options)
     guard = Guard(function, **_rules(options))
 
     @functools.wraps(function)
@@ -343,14 +343,20 @@ def _guarded(function: Callable[..., Any], options: dict[str, Any]) -> Callable[
     return guarded
 
 
-def _require_guardable(function: Any) -> None:
+def _require_guardable(function: Any, options: dict[str, Any]) -> None:
     name = getattr(function, "__qualname__", repr(function))
     if isinstance(function, (staticmethod, classmethod)):
         raise TypeError(f"Put @idempotent under @{type(function).__name__}, on {name} itself.")
-    if isinstance(function, type) or not callable(function):
-        raise TypeError(f"@idempotent goes on a function, not on {function!r}.")
     if hasattr(function, "apply_async"):
         raise TypeError(f"Put @idempotent under the decorator that makes {name} a task.")
+    if isinstance(function, type) or not hasattr(function, "__qualname__"):
+        # A partial, or an instance that can be called, has no name to be a namespace.
+        raise TypeError(f"@idempotent goes on a function, not on {function!r}.")
+    if function.__name__ == "<lambda>" and not options.get("namespace"):
+        raise TypeError(
+            f"{name} has no name of its own: give it a namespace=, or it would take another "
+            "lambda's results for its own."
+        )
     if inspect.iscoroutinefunction(function):
         raise TypeError(
             f"{name} is async: a database transaction cannot be held across await. Guard a sync "

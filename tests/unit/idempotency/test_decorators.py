@@ -120,7 +120,8 @@ class TestFunctions:
 
     def test_on_completed_execute_runs_again_and_keeps_the_last_result(self) -> None:
         results = iter("ab")
-        guarded = idempotent(key="k", on_completed="execute")(lambda: next(results))
+        guarding = idempotent(namespace="tests.again", key="k", on_completed="execute")
+        guarded = guarding(lambda: next(results))
         assert (guarded(), guarded()) == ("a", "b")
         assert IdempotencyKey.objects.count() == 1
 
@@ -182,6 +183,11 @@ def test_looks_like_the_function() -> None:
     assert inspect.getfullargspec(guarded) == inspect.getfullargspec(charge)
 
 
+class Charge:
+    def __call__(self, order_id: int) -> int:
+        return order_id
+
+
 async def coroutine() -> None: ...
 
 
@@ -198,6 +204,9 @@ def generator() -> Iterator[int]:
         (classmethod(charge), "under @classmethod"),
         (Effect, "goes on a function"),
         ("charge", "goes on a function"),
+        (functools.partial(charge, 1), "goes on a function"),
+        (Charge(), "goes on a function"),
+        (lambda order_id: order_id, "has no name of its own: give it a namespace="),
     ],
 )
 def test_what_cannot_be_guarded_is_refused(function: Any, text: str) -> None:

@@ -64,7 +64,8 @@ def test_each_secret_makes_another_key_and_fingerprint(settings: Any) -> None:
 
 @pytest.mark.django_db
 def test_what_a_guard_stores_is_made_with_the_secret(settings: Any) -> None:
-    guarded = idempotent(key="{order_id}")(lambda order_id, amount: amount)
+    guarding = idempotent(namespace="tests", key="{order_id}")
+    guarded = guarding(lambda order_id, amount: amount)
     settings.IDEMPOTENCY_SECRET = "a secret"
     guarded(1, 5)
     stored = IdempotencyKey.objects.get().fingerprint

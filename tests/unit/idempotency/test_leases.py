@@ -694,7 +694,7 @@ class TestTransactions:
 class TestGuard:
     def test_without_a_key_is_refused_outside_a_task(self) -> None:
         with pytest.raises(KeyMissing):
-            idempotent(mode="leased")(lambda: None)()
+            idempotent(namespace="tests", mode="leased")(lambda: None)()
 
     def test_the_lease_has_a_default(self, settings: Any) -> None:
         settings.IDEMPOTENCY_LEASE = 1000
