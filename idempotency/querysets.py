@@ -280,7 +280,7 @@ class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)
         func: Callable[[], T],
         *,
         namespace: str,
-        scope: str = "",
+        scope: str | int | UUID = "",
         fingerprint: Any = None,
         ttl: float | timedelta | None = None,
         wait: float | timedelta | None = None,
@@ -292,14 +292,15 @@ class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)
         seconds or timedelta for which duplicates are recognised (``IDEMPOTENCY_TTL``). ``wait``:
         seconds or timedelta to wait for a twin that is executing; by default not at all.
 
-        Raises ``KeyMissing`` for an empty key, ``KeyInProgress``, ``KeyReused`` for another
-        fingerprint, ``ImproperlyUsed`` for a result that cannot be stored, and what ``func``
-        raises; after any of them nothing is written, and the next call runs it again.
+        Raises ``KeyMissing`` for an empty key or a scope that is None, ``KeyInProgress``,
+        ``KeyReused`` for another fingerprint, ``ImproperlyUsed`` for a result that cannot be
+        stored, and what ``func`` raises; after any of them nothing is written, and the next call
+        runs it again.
         """
         alias = using or router.db_for_write(self.model)
         operation = execution.Operation(
             namespace=namespace,
-            scope=scope,
+            scope="" if scope == "" else key_text(scope, f"The scope for {namespace!r}"),
             key=key_text(key, f"The key for {namespace!r}"),
             ttl=conf.TTL if ttl is None else duration(ttl, "ttl"),
             wait=timedelta(0) if wait is None else duration(wait, "wait", least=timedelta(0)),

@@ -244,6 +244,10 @@ class TestCompleted:
         ]
         assert not any(outcome.replayed for outcome in outcomes)
 
+    def test_a_scope_is_given_like_a_key(self) -> None:
+        assert not run(scope=7).replayed
+        assert run(scope="7").replayed
+
     def test_another_codecs_result_is_not_executed_again(self) -> None:
         run(lambda: 1)
         keys.update(result=b"other:1")
@@ -590,6 +594,8 @@ def test_server_side_binding_needs_two_statements(settings: Any) -> None:
         ({"scope": "\ud800"}, ImproperlyUsed, "The scope .* printable"),
         ({"key": ""}, KeyMissing, "The key for 'tests' came out empty"),
         ({"key": 1.5}, ImproperlyUsed, "is a float"),
+        ({"scope": None}, KeyMissing, "The scope for 'tests' came out empty"),
+        ({"scope": ["tenant"]}, ImproperlyUsed, "The scope for 'tests' is a list"),
         ({"ttl": 0}, ValueError, "ttl= must be at least"),
         ({"ttl": "1"}, TypeError, "ttl= is seconds or a timedelta"),
         ({"wait": -1}, ValueError, "wait= must be at least"),
