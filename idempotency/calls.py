@@ -142,7 +142,7 @@ class _KeyFormatter(string.Formatter):
     def names(self) -> Iterator[str]:
         """Yield the arguments that the format asks for."""
         try:
-            fields = [field for _, field, _, _ in self.parse(self._given) if field is not None]
+            fields = list(self._fields(self._given))
         except ValueError as error:
             raise TypeError(f"{self._origin} is not a format string: {error}.") from None
         for field in fields:
@@ -153,6 +153,14 @@ class _KeyFormatter(string.Formatter):
                     "{order_id}."
                 )
             yield name
+
+    def _fields(self, given: str) -> Iterator[str]:
+        """Yield the fields, and those inside their format specifications."""
+        for _, field, specification, conversion in self.parse(given):
+            if field is not None:
+                yield field
+                self.convert_field("", conversion)
+                yield from self._fields(specification or "")
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
         try:

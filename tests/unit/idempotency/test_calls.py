@@ -102,6 +102,8 @@ def test_a_key_is_made_from_the_arguments(given: Any, order_id: Any, made: str) 
         ("{}", "fields name arguments"),
         ("{0}", "fields name arguments"),
         ("{order_id", "not a format string"),
+        ("{order_id!x}", "not a format string"),
+        ("{order_id:{width}}", "'width', which is not an argument"),
         (lambda oder_id: oder_id, "asks for 'oder_id'"),
         (7, "a format string or a callable"),
     ],
