@@ -113,6 +113,8 @@ def key_text(value: Any, origin: str) -> str:
     Raises ``KeyMissing`` for None and ``""``, ``ImproperlyUsed`` for other types than text, int
     and UUID.
     """
+    if isinstance(value, Enum):
+        value = value.value
     if value is None or value == "":
         raise KeyMissing(f"{origin} came out empty, and without a key nothing tells a duplicate.")
     if isinstance(value, (str, int, UUID)) and not isinstance(value, bool):

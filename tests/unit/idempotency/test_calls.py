@@ -71,6 +71,10 @@ class Color(Enum):
     RED = "red"
 
 
+class Size(str, Enum):  # noqa: UP042  # whose own text is "Size.LARGE"
+    LARGE = "large"
+
+
 @pytest.mark.parametrize(
     ("given", "order_id", "made"),
     [
@@ -84,6 +88,8 @@ class Color(Enum):
         ("{order_id}", 0, "0"),
         ("nightly", 1, "nightly"),
         (lambda order_id: order_id, 7, "7"),
+        (lambda order_id: order_id, Color.RED, "red"),
+        (lambda order_id: order_id, Size.LARGE, "large"),
         (lambda amount, order_id: f"{order_id}-{amount}", 7, "7-5"),
         (lambda **arguments: ",".join(arguments), 7, "order_id,amount"),
         (lambda order_id, /: order_id, UUID(int=2), "00000000-0000-0000-0000-000000000002"),
