@@ -38,6 +38,9 @@ def make_key(
     """Return the key of a call; see ``idempotency.make_key``, which knows the secret."""
     if not args and not kwargs:
         raise KeyMissing(f"make_key({namespace!r}) was given no value that tells the intent.")
+    for text in (namespace, scope):
+        if not isinstance(text, str):
+            raise TypeError(f"make_key() takes namespace and scope that are text, not {text!r}.")
     values = _encode([args, kwargs], "", 0, exact=True)
     framed = _frame(ALGORITHM.encode(), _text(namespace), _text(scope), values)
     return f"{ALGORITHM}:{_digest(framed, secret)}"

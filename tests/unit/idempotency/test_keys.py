@@ -155,6 +155,12 @@ def test_without_a_value_there_is_no_key() -> None:
         make_key("tests")
 
 
+@pytest.mark.parametrize(("namespace", "scope"), [(None, ""), ("tests", 7)])
+def test_namespace_and_scope_are_text(namespace: Any, scope: Any) -> None:
+    with pytest.raises(TypeError, match="namespace and scope that are text, not "):
+        make_key(namespace, 1, scope=scope)
+
+
 def test_an_instance_is_its_label_and_primary_key() -> None:
     class Proxy(User):
         class Meta:
