@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import parse_qsl
 
 from django.core.exceptions import RequestDataTooBig
+from django.core.files.uploadedfile import UploadedFile
 from django.core.files.uploadhandler import FileUploadHandler
 from django.http import RawPostDataException
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
@@ -21,7 +22,6 @@ from idempotency import digests
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from django.core.files.uploadedfile import UploadedFile
     from django.http import HttpRequest
 
 MULTIPART = "multipart/form-data"
@@ -85,7 +85,11 @@ def _parsed(request: HttpRequest, media_type: str) -> Any:
         return _fields(request.POST), [_file(field, f) for field, some in files for f in some]
     if data is None:
         return request.body  # Django's error says what has happened.
-    return _fields(data) if isinstance(data, MultiValueDict) else data
+    if isinstance(data, MultiValueDict):
+        return _fields(data)
+    if isinstance(data, dict):  # REST framework's FileUploadParser leaves a file in it
+        return {n: _file(n, v) if isinstance(v, UploadedFile) else v for n, v in data.items()}
+    return data
 
 
 def _parts(request: HttpRequest, body: bytes) -> Any:

@@ -15,7 +15,7 @@ from rest_framework.decorators import (
     permission_classes,
     throttle_classes,
 )
-from rest_framework.parsers import FormParser, JSONParser, MultiPartParser
+from rest_framework.parsers import FileUploadParser, FormParser, JSONParser, MultiPartParser
 from rest_framework.permissions import BasePermission, IsAuthenticated
 from rest_framework.renderers import JSONRenderer
 from rest_framework.response import Response
@@ -113,6 +113,21 @@ class ReadBefore(Guarded):
     @idempotent_view
     def post(self, request: Request) -> Response:
         return Response(made(request.data["label"]), status=201)
+
+
+class ReadsFile(BasePermission):
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        return "file" in request.data
+
+
+class FileReadBefore(Guarded):
+    permission_classes = [ReadsFile]
+    parser_classes = [FileUploadParser]
+
+    @idempotent_view
+    def post(self, request: Request) -> Response:
+        made("file")
+        return Response(request.data["file"].read().decode(), status=201)
 
 
 class Upload(Guarded):

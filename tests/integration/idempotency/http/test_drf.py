@@ -161,6 +161,18 @@ def test_permission_that_reads_the_data(alice: User) -> None:
     assert effects() == 2
 
 
+def test_permission_that_reads_the_file(alice: User) -> None:
+    client = token(alice, Content_Disposition="attachment; filename=a.txt")
+
+    def upload(content: str) -> Any:
+        return client.post("/api/file-read-before/", content, content_type="text/plain")
+
+    first = upload("a")
+    assert first.json() == "a"
+    assert_replay(first, upload("a"))
+    assert_problem(upload("b"), 422, "idempotency-key-reused")
+
+
 @pytest.mark.parametrize("method", ["post", "patch"])
 def test_upload_is_recognised_whatever_its_boundary(alice: User, method: str) -> None:
     answers = [

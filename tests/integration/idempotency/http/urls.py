@@ -49,6 +49,7 @@ urlpatterns = [
     path("async-decorated/", views.AsyncDecorated.as_view()),
     path("api/pay/", api.Pay.as_view()),
     path("api/decorated/", api.Decorated.as_view()),
+    path("api/file-read-before/", api.FileReadBefore.as_view()),
     path("api/read-before/", api.ReadBefore.as_view()),
     path("api/upload/", api.Upload.as_view()),
     path("api/falsy/<str:name>/", api.Falsy.as_view()),
