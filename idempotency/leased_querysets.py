@@ -99,10 +99,10 @@ WHERE {MINE}
 
 SETTLE = f"""
 UPDATE idempotency_idempotencykey SET
-    state = %(state)s, result = %(result)s::bytea, error = %(error)s,
-    checkpoint = CASE WHEN %(state)s <> 'completed' THEN checkpoint END,
+    state = %(state)s::text, result = %(result)s::bytea, error = %(error)s,
+    checkpoint = CASE WHEN %(state)s::text <> 'completed' THEN checkpoint END,
     lease_expires_at = NULL, finished_at = now,
-    expires_at = CASE WHEN %(state)s <> 'outcome_unknown' THEN now + %(ttl)s END
+    expires_at = CASE WHEN %(state)s::text <> 'outcome_unknown' THEN now + %(ttl)s END
 FROM clock_timestamp() AS now
 WHERE {MINE} AND (lease_expires_at <= now OR NOT %(only_stale)s)
 RETURNING {COLUMNS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from idempotency.stores import Terms
 from idempotency.tasks import purge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_django import Settings
 
 pytestmark = pytest.mark.django_db
@@ -177,6 +180,39 @@ def test_purge_skips_what_somebody_holds() -> None:
         thread.join()
     assert purged == [1]
     assert set(states()) == {"held"}
+
+
+@pytest.fixture
+def server_side_binding(transactional_db: None) -> Iterator[None]:
+    options = connection.settings_dict["OPTIONS"]
+    connection.close()
+    options["server_side_binding"] = True
+    try:
+        yield
+    finally:
+        connection.close()
+        del options["server_side_binding"]
+
+
+def test_every_statement_works_where_the_server_binds(server_side_binding: None) -> None:
+    one, terms, token = operation(), Terms(lease=timedelta(minutes=1)), uuid4()
+    assert keys.claim_lease(one, terms, token, "me")
+    assert keys.extend(one, token, terms.lease, b"steps")
+    assert keys.let_go(one, token)
+    assert keys.claim_lease(one, terms, token, "me")
+    assert keys.settle(one, token, State.FAILED_TERMINAL, error="x")
+    assert keys.release() == 1
+    assert keys.claim_lease(one, terms, token, "me")
+    assert keys.settle(one, token, State.OUTCOME_UNKNOWN)
+    assert keys.resolve(completed=1) == 1
+    found = keys.look_up(one)
+    assert found is not None
+    assert found.record.finished_at is not None
+    assert keys.clock() >= found.record.finished_at
+    late = replace(one, key="late", published_at=keys.clock() - timedelta(hours=2))
+    assert not keys.claim_lease(late, terms, token, "me")
+    assert keys.purge() == 0
+    assert keys.forget() == 1
 
 
 class Replica:
