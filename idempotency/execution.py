@@ -145,7 +145,7 @@ def _run_once(
     try:
         with transaction.atomic(using=records.db), not_reentrant(records.db, operation):
             claim = records.claim(operation)
-            if not claim.held and (claim.known is None or on_completed == "execute"):
+            if not claim.held and may_execute(claim.known, on_completed):
                 claim = records.wait(operation)
             if claim.known is not None and is_completed(operation, claim.known):
                 if on_completed == "replay":
@@ -167,6 +167,14 @@ def _run_once(
         raise KeyInProgress(
             f"{operation} met another transaction and is rolled back: try again later."
         ) from error
+
+
+def may_execute(known: IdempotencyKey | None, on_completed: OnCompleted) -> bool:
+    """Return whether the body may run after what was found; then not without the lock."""
+    if known is None or on_completed == "execute":
+        return True
+    # What leased mode left behind, under a guard that is atomic since.
+    return known.state == type(known).State.FAILED_RETRYABLE
 
 
 def is_completed(operation: Operation, found: IdempotencyKey) -> bool:

@@ -21,6 +21,7 @@ from django.db import (
 )
 from django.test.utils import CaptureQueriesContext
 
+from idempotency import idempotent
 from idempotency.exceptions import (
     ImproperlyUsed,
     KeyInProgress,
@@ -383,6 +384,18 @@ class TestInProgress:
             run()
         assert raised.value.retry_after > 0
         assert Effect.objects.count() == 1
+
+    def test_a_twin_is_told_at_once_where_leased_mode_left_a_failure(self) -> None:
+        @idempotent(namespace="tests", key="k", mode="leased")
+        def failing() -> None:
+            raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            failing()
+        with twin_executing(), pytest.raises(KeyInProgress):
+            run()
+        assert Effect.objects.count() == 1
+        assert run(lambda: 2).replayed
 
     def test_other_keys_go_on(self) -> None:
         with twin_executing():
