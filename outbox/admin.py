@@ -13,19 +13,16 @@ from django.http import HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from idempotency.listing import ReadOnlyAdmin
-from idempotency.moments import age, distance, duration, moment, short_moment
-from outbox import payload
+from idempotency.moments import age, distance, duration, short_moment
+from outbox.message_page import MessagePage, quiet, receipt_text
 from outbox.models import OutboxMessage
 from outbox.moves import DISCARD, RETRY, RETRY_LATE, Move, chosen_ids, state_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
 
     from django.db.models import QuerySet
@@ -82,7 +79,7 @@ class ReceiptFilter(admin.SimpleListFilter):
 
 
 @admin.register(OutboxMessage)
-class OutboxMessageAdmin(ReadOnlyAdmin):
+class OutboxMessageAdmin(MessagePage):
     """List, search, look at, retry and discard. Nothing here edits a message."""
 
     list_display = ("state", "message", "age", "attempts", "published", "executed")
@@ -95,47 +92,6 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     search_fields = ("id",)  # see get_search_results
     search_help_text = gettext_lazy("Message id, key, ordering key, or a part of the task's name")
     actions = ("retry", "discard", "retry_late")
-    fieldsets = (
-        (None, {"fields": ("state", "task", "id", "key", "turn", "arguments")}),
-        (
-            gettext_lazy("Times"),
-            {
-                "fields": (
-                    "created",
-                    "due",
-                    "expires",
-                    "published_moment",
-                    "redeliveries",
-                    "executed_moment",
-                    "receipt",
-                )
-            },
-        ),
-        (gettext_lazy("Errors"), {"fields": ("attempts", "error_table")}),
-        (
-            gettext_lazy("On the wire"),
-            {
-                "classes": ("collapse",),
-                "fields": ("target", "content", "header_json", "property_json"),
-            },
-        ),
-    )
-    readonly_fields = (
-        "state",
-        "turn",
-        "arguments",
-        "created",
-        "due",
-        "expires",
-        "published_moment",
-        "executed_moment",
-        "receipt",
-        "error_table",
-        "target",
-        "content",
-        "header_json",
-        "property_json",
-    )
 
     class Media:
         css = {"all": ("outbox/admin.css",)}
@@ -165,14 +121,6 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
             return queryset.filter(task__in=[n for n in names if term.lower() in n.lower()]), False
         return queryset.filter(task=term), False
 
-    @admin.display(description=gettext_lazy("state"))
-    def state(self, message: OutboxMessage) -> SafeString:
-        return format_html(
-            '<span class="outbox-state outbox-{}">{}</span>',
-            message.status,
-            message.get_status_display(),
-        )
-
     @admin.display(description=gettext_lazy("task"))
     def message(self, message: OutboxMessage) -> SafeString:
         return format_html(
@@ -189,124 +137,18 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     @admin.display(description=gettext_lazy("published"))
     def published(self, message: OutboxMessage) -> SafeString:
         if message.blocked:
-            return _quiet(_("waits for its turn"))
+            return quiet(_("waits for its turn"))
         if message.status == Status.PENDING and message.available_at is not None:
-            return _quiet(_due(message.available_at))
+            return quiet(_due(message.available_at))
         return short_moment(message.published_at)
 
     @admin.display(description=gettext_lazy("executed"))
     def executed(self, message: OutboxMessage) -> SafeString:
         if message.status == Status.PUBLISHED:
-            return _quiet(_receipt(message))
+            return quiet(receipt_text(message))
         return short_moment(message.executed_at)
 
-    # The page of one message.
-
-    @admin.display(description=gettext_lazy("order"))
-    def turn(self, message: OutboxMessage) -> SafeString:
-        if not message.ordering_key:
-            return _quiet(_("in none"))
-        text = _("%(key)s, number %(number)s") % {
-            "key": message.ordering_key,
-            "number": message.sequence,
-        }
-        blocking = OutboxMessage.objects.open_of(message.ordering_key).exclude(pk=message.pk)
-        if not message.blocked or (first := blocking.first()) is None:
-            return format_html("{}", text)
-        return format_html(
-            '{}<p>{} <a href="{}">{}</a> ({})</p>',
-            text,
-            _("waits for"),
-            self._page_of(str(first.pk)),
-            first,
-            _receipt(first) if first.status == Status.PUBLISHED else first.get_status_display(),
-        )
-
-    @admin.display(description=gettext_lazy("called with"))
-    def arguments(self, message: OutboxMessage) -> SafeString:
-        call = payload.read(message)
-        return format_html(
-            "{}{}{}",
-            format_html('<p class="quiet">{}</p>', call.unread) if call.unread else "",
-            _table(call.arguments) if call.arguments else _quiet(_("no arguments")),
-            format_html("<p>{}: {}</p>", _("then"), ", ".join(call.followed_by))
-            if call.followed_by
-            else "",
-        )
-
-    @admin.display(description=gettext_lazy("created"))
-    def created(self, message: OutboxMessage) -> SafeString:
-        return moment(message.created_at)
-
-    @admin.display(description=gettext_lazy("due"))
-    def due(self, message: OutboxMessage) -> SafeString:
-        return moment(message.available_at)
-
-    @admin.display(description=gettext_lazy("expires"))
-    def expires(self, message: OutboxMessage) -> SafeString:
-        return moment(message.expires_at)
-
-    @admin.display(description=gettext_lazy("published"))
-    def published_moment(self, message: OutboxMessage) -> SafeString:
-        return moment(message.published_at)
-
-    @admin.display(description=gettext_lazy("executed"))
-    def executed_moment(self, message: OutboxMessage) -> SafeString:
-        return moment(message.executed_at)
-
-    @admin.display(description=gettext_lazy("receipt"))
-    def receipt(self, message: OutboxMessage) -> str:
-        if not message.awaits_receipt:
-            return _("none expected: the task is not guarded on this database")
-        return _("recorded") if message.executed_at else _receipt(message)
-
-    @admin.display(description=gettext_lazy("errors"))
-    def error_table(self, message: OutboxMessage) -> SafeString:
-        if not message.errors:
-            return _quiet(_("none"))
-        rows = format_html_join(
-            "",
-            '<tr><td>{}</td><td class="nowrap">{}</td><td><pre>{}</pre></td></tr>',
-            (
-                (error.get("attempt"), _error_moment(error.get("at")), error.get("error"))
-                for error in reversed(message.errors)
-            ),
-        )
-        return format_html(
-            '<table class="outbox-table"><thead><tr><th>{}</th><th>{}</th><th>{}</th></tr></thead>'
-            "<tbody>{}</tbody></table>",
-            _("attempt"),
-            _("at"),
-            _("error"),
-            rows,
-        )
-
-    @admin.display(description=gettext_lazy("target"))
-    def target(self, message: OutboxMessage) -> SafeString:
-        return _table(
-            (name, value)
-            for name, value in (
-                (_("queue"), message.queue),
-                (_("exchange"), message.exchange),
-                (_("routing key"), message.routing_key),
-            )
-            if value
-        )
-
-    @admin.display(description=gettext_lazy("body"))
-    def content(self, message: OutboxMessage) -> str:
-        return _("%(size)s bytes of %(type)s") % {
-            "size": f"{len(message.body):,}",
-            "type": message.properties.get("content_type"),
-        }
-
-    @admin.display(description=gettext_lazy("headers"))
-    def header_json(self, message: OutboxMessage) -> SafeString:
-        return format_html("<pre>{}</pre>", payload.pretty(message.headers))
-
-    @admin.display(description=gettext_lazy("properties"))
-    def property_json(self, message: OutboxMessage) -> SafeString:
-        return format_html("<pre>{}</pre>", payload.pretty(message.properties))
+    # The page of one message, and what is done from it.
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
@@ -431,15 +273,6 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
             request, f"admin/outbox/outboxmessage/{move.name}_confirmation.html", context
         )
 
-    def _page_of(self, object_id: str) -> str:
-        return reverse(self._url_name("change"), args=[object_id])
-
-    def _url_name(self, page: str) -> str:
-        return f"{self.admin_site.name}:{self._name(page)}"
-
-    def _name(self, page: str) -> str:
-        return f"{self.opts.app_label}_{self.opts.model_name}_{page}"
-
 
 def _uuid(text: str) -> UUID | None:
     try:
@@ -454,30 +287,8 @@ def _one(object_id: str) -> QuerySet[OutboxMessage]:
     return message
 
 
-def _quiet(text: str) -> SafeString:
-    return format_html('<span class="quiet">{}</span>', text)
-
-
-def _receipt(message: OutboxMessage) -> str:
-    """Return what is known of a message's receipt while it has none."""
-    if not message.awaits_receipt:
-        return _("not recorded")
-    if message.status == Status.PUBLISHED and message.available_at is None:
-        return _("receipt outstanding, stuck")
-    return _("receipt outstanding")
-
-
 def _due(available_at: datetime) -> str:
     late = timezone.now() - available_at
     if late.total_seconds() > 0:
         return _("due for %(duration)s") % {"duration": duration(late)}
     return _("due %(distance)s") % {"distance": distance(available_at)}
-
-
-def _error_moment(value: str | None) -> SafeString:
-    return moment(parse_datetime(value) if value else None)
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> SafeString:
-    body = format_html_join("", "<tr><th>{}</th><td><pre>{}</pre></td></tr>", rows)
-    return format_html('<table class="outbox-table">{}</table>', body)
