@@ -22,7 +22,10 @@ class OutboxSettings(AppSettings):
     """Most bytes of message bodies in one batch; a batch has at least one message all the same."""
 
     POLL_INTERVAL: timedelta = timedelta(milliseconds=32)
-    """How long an idle relay waits before it looks again. It adds to the delivery latency."""
+    """How long an idle relay waits before it looks again. It adds to the delivery latency.
+
+    Just after a message it waits for a quarter, then for half of it.
+    """
 
     CLAIM_TIMEOUT: timedelta = timedelta(seconds=30)
     """How long a relay may hold a batch. PostgreSQL ends the session of one that holds it longer

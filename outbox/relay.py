@@ -84,6 +84,7 @@ class Relay:
         stop = stop or threading.Event()
         outage = _Outage()
         beat = beat or bool
+        empty_rounds = 0
         while not stop.is_set():
             beat()
             try:
@@ -91,8 +92,9 @@ class Relay:
                     for result in results:
                         beat()
                         outage.ended()
-                        if not result.claimed:
-                            stop.wait(conf.POLL_INTERVAL.total_seconds())
+                        empty_rounds = 0 if result.claimed else empty_rounds + 1
+                        if empty_rounds:
+                            stop.wait(_pause(empty_rounds))
                         if stop.is_set():
                             break
             except BrokerUnavailable as error:
@@ -190,6 +192,15 @@ class _Outage:
         if self.failures:
             logger.warning("Available again after %s failed tries.", self.failures)
         self.failures = 0
+
+
+def _pause(empty_rounds: int) -> float:
+    """Return the seconds to wait after so many rounds in a row that found nothing.
+
+    A quarter of the interval, half of it, then all of it: messages seldom come alone.
+    """
+    share: float = 0.5 ** max(0, 3 - empty_rounds)
+    return conf.POLL_INTERVAL.total_seconds() * share
 
 
 def _first_line(error: Exception) -> str:

@@ -311,6 +311,27 @@ def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
     ]
 
 
+class Waits(threading.Event):
+    """Keeps the seconds for which somebody would have waited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout)
+        return self.is_set()
+
+
+@override_settings(OUTBOX_POLL_INTERVAL=8)
+def test_a_relay_looks_sooner_after_a_message_than_when_it_is_idle() -> None:
+    nothing = [RelayResult()]
+    relay = Outages(RelayResult(1), *nothing * 5, RelayResult(1), RelayResult(1), *nothing * 2)
+    relay.stop = waits = Waits()
+    relay.run(waits)
+    assert waits.seconds == [2, 4, 8, 8, 8, 2, 4]
+
+
 def test_an_error_of_its_own_ends_a_run() -> None:
     relay = Outages(LookupError("a bug"), RelayResult())
     with pytest.raises(LookupError):
