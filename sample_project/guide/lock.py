@@ -1,5 +1,7 @@
 """Redis lock: it spares work that would be done twice. PostgreSQL keeps it from counting twice."""
 
+from __future__ import annotations
+
 import logging
 from contextlib import suppress
 from typing import Any

@@ -1,5 +1,7 @@
 """Check before execute: claim before execute, and know what was not seen to happen."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from celery import Task, shared_task
