@@ -80,6 +80,8 @@ class Operation:
             raise ImproperlyUsed("A key has no namespace to be a key of.")
         for name in ("namespace", "scope", "key"):
             value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ImproperlyUsed(f"The {name} of an operation must be text, not {value!r}.")
             if len(value) > KEY_LENGTH or not value.isprintable():
                 raise ImproperlyUsed(
                     f"The {name} of an operation must be printable text of at most {KEY_LENGTH} "

@@ -601,6 +601,7 @@ def test_server_side_binding_needs_two_statements(settings: Any) -> None:
     ("changed", "error", "text"),
     [
         ({"namespace": ""}, ImproperlyUsed, "has no namespace"),
+        ({"namespace": 5}, ImproperlyUsed, "The namespace of an operation must be text, not 5"),
         ({"key": "k" * 256}, ImproperlyUsed, "at most 255 characters, and has 256"),
         ({"key": "a\x00"}, ImproperlyUsed, "printable"),
         ({"key": "a\nforged"}, ImproperlyUsed, "printable"),
@@ -619,6 +620,14 @@ def test_what_is_not_an_operation_is_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         run(**changed)
+
+
+@pytest.mark.parametrize("name", ["namespace", "scope", "key"])
+@pytest.mark.parametrize("value", [5, b"bytes", ["x"]])
+def test_an_operation_is_of_text(name: str, value: Any) -> None:
+    texts = {"namespace": "n", "scope": "s", "key": "k", name: value}
+    with pytest.raises(ImproperlyUsed, match=f"The {name} of an operation must be text"):
+        Operation(**texts, ttl=timedelta(1))
 
 
 def test_an_operation_takes_255_characters() -> None:
