@@ -43,7 +43,12 @@ class Relay:
     """
 
     def __init__(self, using: str = "default", batch_size: int | None = None) -> None:
-        """``batch_size``: most messages in a batch; ``OUTBOX_BATCH_SIZE`` unless given."""
+        """``batch_size``: most messages in a batch, at least 1; ``OUTBOX_BATCH_SIZE`` unless given.
+
+        Raises ``ValueError`` for a batch without a message.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
         self.using = using
         self.batch_size = batch_size
         # Not current_app, which is a proxy: the relay may run in another thread.

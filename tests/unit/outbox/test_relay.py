@@ -57,6 +57,12 @@ def test_what_is_due_is_published_and_settled(relay: Relay, memory_broker: Memor
     assert relay.run_once() == RelayResult()
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_without_a_message_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}[.]"):
+        Relay(batch_size=size)
+
+
 def test_an_uncommitted_message_is_not_published(memory_broker: MemoryBroker) -> None:
     """The relay's connection sees what is committed, and no more."""
     enqueue(1)
