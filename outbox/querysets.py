@@ -284,8 +284,8 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
         self,
         signatures: Iterable[Signature] | group,
         *,
-        keys: Sequence[str] | None = None,
-        ordering_keys: Sequence[str] | None = None,
+        keys: Iterable[str] | None = None,
+        ordering_keys: Iterable[str] | None = None,
         using: str | None = None,
     ) -> list[OutboxMessage]:
         """Write several messages with one INSERT: a sequence of signatures, or a group.
@@ -300,12 +300,9 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
                 f"the rows it belongs to. Wrap both in transaction.atomic(using={alias!r})."
             )
         members = canvas.members(signatures)
-        if keys is None:
-            keys = [""] * len(members)
-        else:
-            _check_keys("key", keys, len(members))
+        keys = [""] * len(members) if keys is None else _checked_keys("key", keys, len(members))
         if ordering_keys is not None:
-            _check_keys(ORDERING_KEY, ordering_keys, len(members), least=0)
+            ordering_keys = _checked_keys(ORDERING_KEY, ordering_keys, len(members), least=0)
         drafts = [
             self._draft(signature, key, alias) for signature, key in zip(members, keys, strict=True)
         ]
@@ -420,15 +417,17 @@ def _over_since(age: timedelta) -> Q:
     )
 
 
-def _check_keys(name: str, keys: Sequence[Any], wanted: int, *, least: int = 1) -> None:
-    if isinstance(keys, str) or len(keys) != wanted:
+def _checked_keys(name: str, keys: Iterable[Any], wanted: int, *, least: int = 1) -> list[str]:
+    given = list(keys)
+    if isinstance(keys, str) or len(given) != wanted:
         raise ValueError(f"{name}s must be a sequence with one for each of {wanted} signatures.")
-    for key in keys:
+    for key in given:
         if not isinstance(key, str) or not least <= len(key) <= KEY_LENGTH or "\0" in key:
             raise ValueError(
                 f"{name} must be a string of {least} to {KEY_LENGTH} characters without NUL, "
                 f"not {key!r}."
             )
+    return given
 
 
 # SELECT DISTINCT would read the whole table.

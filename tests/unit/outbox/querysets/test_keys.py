@@ -96,6 +96,11 @@ def test_each_signature_has_a_key(keys: Any) -> None:
         messages.enqueue_many([record.s("x"), record.s("y")], keys=keys)
 
 
+def test_keys_may_be_a_generator() -> None:
+    rows = messages.enqueue_many([record.s("x"), record.s("y")], keys=(f"k{n}" for n in range(2)))
+    assert [row.key for row in rows] == ["k0", "k1"]
+
+
 def test_some_of_many_are_known() -> None:
     known = messages.enqueue(record.s("x"), key="1")
     written = messages.enqueue_many(

@@ -105,6 +105,12 @@ def test_each_signature_has_an_ordering_key(keys: Any) -> None:
         messages.enqueue_many([record.s("x"), record.s("y")], ordering_keys=keys)
 
 
+def test_ordering_keys_may_be_a_generator() -> None:
+    signatures = [record.s("x"), record.s("y")]
+    rows = messages.enqueue_many(signatures, ordering_keys=(f"k{n}" for n in range(2)))
+    assert [row.ordering_key for row in rows] == ["k0", "k1"]
+
+
 def test_a_key_has_255_characters() -> None:
     assert enqueue("x", "é" * 255).headers["ordering_key"] == "é" * 255
 
