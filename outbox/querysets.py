@@ -209,6 +209,9 @@ class OutboxQuerySet(RelayQuerySet):
     def _move(self, states: Q, **changes: Any) -> int:
         alias = self._db or router.db_for_write(self.model)
         rows = self.using(alias).filter(states)
+        rows.query.select_for_update = False  # the rows are locked below, after their keys
+        if rows.query.distinct:  # PostgreSQL locks no row of a SELECT DISTINCT
+            rows = OutboxQuerySet(self.model, using=alias).filter(states, pk__in=rows.values("pk"))
         with transaction.atomic(using=alias):
             keys = rows.lock_ordering_keys()
             free = rows.filter(ordering_key__in=keys).select_for_update(skip_locked=True)

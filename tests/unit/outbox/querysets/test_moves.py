@@ -47,6 +47,30 @@ def test_stuck_is_published_without_a_receipt_and_given_up() -> None:
     assert list(messages.stuck()) == [stuck]
 
 
+# What may be moved
+
+
+@pytest.mark.parametrize("move", ["retry", "discard"])
+@pytest.mark.parametrize("ordering_keys", [["", ""], ["a", "b"]])
+@pytest.mark.parametrize(
+    ("chosen", "moved"),
+    [
+        (messages.distinct(), 2),
+        (messages.order_by("task", "created_at").distinct("task"), 1),
+        (messages.select_for_update(), 2),
+        (messages.select_for_update(of=["self"], no_key=True).distinct(), 2),
+    ],
+)
+def test_a_queryset_may_be_distinct_or_locking(
+    chosen: Any, moved: int, ordering_keys: list[str], move: str
+) -> None:
+    rows = [message("dead", ordering_key=key) for key in ordering_keys]
+    message("executed")
+    assert getattr(chosen.filter(status="dead"), move)() == moved
+    for row in rows[:moved]:
+        assert status_of(row) == {"retry": "pending", "discard": "discarded"}[move]
+
+
 # Trying again
 
 
