@@ -25,7 +25,7 @@ INSERTED_BYTES = 64 * 1024 * 1024
 
 
 def insert(drafts: list[Draft], alias: str) -> dict[UUID, Any]:
-    """Write messages; return when each is available and was created, but for a known key's."""
+    """Write messages; return the moments of each as they are read, but for a known key's."""
     rows = [_row(draft, delay) for draft, delay in drafts]
     values, parameters = (
         (ONE_ROW, rows[0]) if len(rows) == 1 else (ROWS, [dumps(rows, ensure_ascii=False)])
@@ -79,7 +79,7 @@ INSERT INTO outbox_outboxmessage (
 )
 SELECT {values}
 {conflict}
-RETURNING id, available_at, created_at
+RETURNING id, available_at, created_at, expires_at
 """
 
 ROW = """

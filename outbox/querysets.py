@@ -373,7 +373,7 @@ class OutboxManager(models.Manager.from_queryset(OutboxQuerySet)):  # type: igno
         messages = []
         for draft, _ in drafts:
             if draft.id in written:
-                draft.available_at, draft.created_at = written[draft.id]
+                draft.available_at, draft.created_at, draft.expires_at = written[draft.id]
                 draft._state.adding, draft._state.db = False, alias
                 messages.append(draft)
             else:

@@ -91,7 +91,9 @@ def test_a_commit_keeps_message_and_business_row() -> None:
 # What is written
 
 
-def test_the_returned_message_is_the_row() -> None:
+@pytest.mark.parametrize("use_tz", [True, False])
+def test_the_returned_message_is_the_row(use_tz: bool, settings: Any) -> None:
+    settings.TIME_ZONE, settings.USE_TZ = "America/New_York", use_tz
     returned = messages.enqueue(
         record.s("x", lock=None).set(queue="topical", routing_key="topic.x", expires=60),
         key="order:1",
