@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from outbox.status_querysets import Status, status_of
 
 ALERT = 1
 COULD_NOT_LOOK = 2
+BOUNDS = ("max_lag", "max_dead", "max_xmin_age")
 
 
 class Command(BaseCommand):
@@ -50,6 +52,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, database: str, **options: Any) -> None:
         require_alias(database, returncode=COULD_NOT_LOOK)
+        _require_bounds(options)
         with database_errors(database, returncode=COULD_NOT_LOOK):
             status = status_of(database)
         alerts = list(_alerts(status, options))
@@ -59,6 +62,17 @@ class Command(BaseCommand):
             self.stdout.write("\n".join(_lines(status)))
         if alerts:
             raise CommandError(" ".join(alerts), returncode=ALERT)
+
+
+def _require_bounds(bounds: dict[str, Any]) -> None:
+    """Nothing is beyond a bound that is no number, and all is beyond a negative one."""
+    for name in BOUNDS:
+        if not 0 <= bounds[name] < math.inf:
+            raise CommandError(
+                f"--{name.replace('_', '-')} must be a finite number that is not negative, "
+                f"not {bounds[name]}.",
+                returncode=COULD_NOT_LOOK,
+            )
 
 
 def _alerts(status: Status, bounds: dict[str, Any]) -> Iterator[str]:

@@ -149,6 +149,16 @@ def test_it_looks_at_the_database_that_it_is_told() -> None:
     assert caught.value.returncode == 2
 
 
+@pytest.mark.parametrize("option", ["--max-lag", "--max-dead", "--max-xmin-age"])
+@pytest.mark.parametrize("bound", ["nan", "inf", "-1"])
+def test_a_bound_that_would_tell_nothing_is_refused(option: str, bound: str) -> None:
+    told(option, "0")
+    with pytest.raises(CommandError, match=f"{option}.*(must be a finite|invalid int)") as caught:
+        told(option, bound)
+    if option != "--max-dead" or bound == "-1":  # a whole number is argparse's to ask for
+        assert caught.value.returncode == 2
+
+
 def test_not_to_have_looked_is_a_status_of_its_own() -> None:
     with transaction.atomic():
         with connection.cursor() as cursor:
