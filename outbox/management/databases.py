@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
-from django.db import Error, OperationalError, ProgrammingError, connections
+from django.db import DEFAULT_DB_ALIAS, Error, OperationalError, ProgrammingError, connections
 
 
 class Unavailable(CommandError):
     """The database cannot be reached at this moment."""
 
 
-def require_alias(alias: str, returncode: int = 1) -> None:
-    """Raise ``CommandError`` for an alias that is not in the settings."""
-    if alias not in connections:
-        raise CommandError(
-            f"There is no database {alias!r} in DATABASES: {', '.join(connections)}.",
-            returncode=returncode,
-        )
+def aliases_of(databases: str | Sequence[str] | None, returncode: int = 1) -> list[str]:
+    """Return the aliases that were given, each once; ``call_command`` may give one as text.
+
+    Raises ``CommandError`` for one that is not in the settings.
+    """
+    given = [databases] if isinstance(databases, str) else databases
+    aliases = list(dict.fromkeys(given or [DEFAULT_DB_ALIAS]))
+    for alias in aliases:
+        if alias not in connections:
+            raise CommandError(
+                f"There is no database {alias!r} in DATABASES: {', '.join(connections)}.",
+                returncode=returncode,
+            )
+    return aliases
 
 
 @contextmanager

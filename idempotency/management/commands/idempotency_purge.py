@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -15,21 +16,34 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--database", default=DEFAULT_DB_ALIAS, help="The database alias to purge."
+            "--database",
+            dest="databases",
+            metavar="ALIAS",
+            action="append",
+            help="The database alias to purge. May be given more than once: one after the other "
+            f"(default: {DEFAULT_DB_ALIAS}).",
         )
         parser.add_argument(
             "--batch-size", type=int, default=1000, help="Most keys in a transaction."
         )
 
-    def handle(self, *args: Any, database: str, batch_size: int, **options: Any) -> None:
-        if database not in connections:
-            raise CommandError(
-                f"There is no database {database!r} in DATABASES: {', '.join(connections)}."
-            )
+    def handle(
+        self, *args: Any, databases: str | Sequence[str] | None, batch_size: int, **options: Any
+    ) -> None:
+        # call_command() may give one as text.
+        given = [databases] if isinstance(databases, str) else databases
+        aliases = list(dict.fromkeys(given or [DEFAULT_DB_ALIAS]))
+        for alias in aliases:
+            if alias not in connections:
+                raise CommandError(
+                    f"There is no database {alias!r} in DATABASES: {', '.join(connections)}."
+                )
         if batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
-        keys = IdempotencyKey.objects.using(database)
-        deleted = 0
-        while batch := keys.purge(batch_size):
-            deleted += batch
-        self.stdout.write(f"deleted {deleted}")
+        for alias in aliases:
+            keys = IdempotencyKey.objects.using(alias)
+            deleted = 0
+            while batch := keys.purge(batch_size):
+                deleted += batch
+            prefix = f"{alias}: " if len(aliases) > 1 else ""
+            self.stdout.write(f"{prefix}deleted {deleted}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
 from outbox.conf import conf
-from outbox.management.databases import database_errors, require_alias
+from outbox.management.databases import aliases_of, database_errors
 from outbox.models import OutboxMessage
 from outbox.ordering_querysets import purge_keys
 from outbox.querysets import FINISHED, PURGEABLE
@@ -24,7 +25,12 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--database", default=DEFAULT_DB_ALIAS, help="The database alias to purge."
+            "--database",
+            dest="databases",
+            metavar="ALIAS",
+            action="append",
+            help="The database alias to purge. May be given more than once: one after the other "
+            f"(default: {DEFAULT_DB_ALIAS}).",
         )
         parser.add_argument(
             "--state",
@@ -41,18 +47,29 @@ class Command(BaseCommand):
             "--batch-size", type=int, default=1000, help="Most messages in a transaction."
         )
 
-    def handle(self, *args: Any, database: str, batch_size: int, **options: Any) -> None:
-        require_alias(database)
+    def handle(
+        self, *args: Any, databases: Sequence[str] | None, batch_size: int, **options: Any
+    ) -> None:
+        aliases = aliases_of(databases)
         if batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
-        messages = OutboxMessage.objects.using(database)
         age, states = _age(options["days"]), options["states"] or FINISHED
-        with database_errors(database):
-            deleted = sum(messages.purge_in_batches(age, batch_size, states))
-            keys = purge_keys(database, batch_size)
-        self.stdout.write(f"deleted {deleted}")
-        if keys:
-            self.stdout.write(f"deleted {keys} ordering keys without a message")
+        problems = []
+        for alias in aliases:
+            prefix = f"{alias}: " if len(aliases) > 1 else ""
+            try:
+                with database_errors(alias):
+                    messages = OutboxMessage.objects.using(alias)
+                    deleted = sum(messages.purge_in_batches(age, batch_size, states))
+                    keys = purge_keys(alias, batch_size)
+            except CommandError as error:
+                problems.append(f"{prefix}{error}")
+            else:
+                self.stdout.write(f"{prefix}deleted {deleted}")
+                if keys:
+                    self.stdout.write(f"{prefix}deleted {keys} ordering keys without a message")
+        if problems:
+            raise CommandError("\n".join(problems))
 
 
 def _age(days: float | None) -> timedelta:

@@ -17,7 +17,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.liveness import Liveness
-from outbox.management.databases import Unavailable, database_errors, require_alias
+from outbox.management.databases import Unavailable, aliases_of, database_errors
 from outbox.models import OutboxMessage
 from outbox.relay import Relay
 
@@ -51,9 +51,7 @@ class Command(BaseCommand):
         self, *args: Any, once: bool, databases: Sequence[str] | None, **options: Any
     ) -> None:
         batch_size: int | None = options["batch_size"]
-        aliases = list(dict.fromkeys(databases or [DEFAULT_DB_ALIAS]))
-        for alias in aliases:
-            require_alias(alias)
+        aliases = aliases_of(databases)
         if batch_size is not None and batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
         if problems := list(conf.problems()):

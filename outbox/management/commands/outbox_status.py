@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
-from outbox.management.databases import database_errors, require_alias
+from outbox.management.databases import aliases_of, database_errors
 from outbox.status_querysets import Status, status_of
 
 ALERT = 1
@@ -26,9 +26,16 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="One JSON object in one line.")
         parser.add_argument(
-            "--database", default=DEFAULT_DB_ALIAS, help="The database alias to look at."
+            "--json", action="store_true", help="One JSON object in one line for each database."
+        )
+        parser.add_argument(
+            "--database",
+            dest="databases",
+            metavar="ALIAS",
+            action="append",
+            help="The database alias to look at. May be given more than once: the bounds are for "
+            f"each (default: {DEFAULT_DB_ALIAS}).",
         )
         parser.add_argument(
             "--max-lag",
@@ -50,18 +57,29 @@ class Command(BaseCommand):
             "(default: 3600).",
         )
 
-    def handle(self, *args: Any, database: str, **options: Any) -> None:
-        require_alias(database, returncode=COULD_NOT_LOOK)
+    def handle(self, *args: Any, databases: Sequence[str] | None, **options: Any) -> None:
+        aliases = aliases_of(databases, returncode=COULD_NOT_LOOK)
         _require_bounds(options)
-        with database_errors(database, returncode=COULD_NOT_LOOK):
-            status = status_of(database)
-        alerts = list(_alerts(status, options))
-        if options["json"]:
-            self.stdout.write(json.dumps({**asdict(status), "alerts": alerts}))
-        else:
-            self.stdout.write("\n".join(_lines(status)))
-        if alerts:
-            raise CommandError(" ".join(alerts), returncode=ALERT)
+        problems, returncode = [], ALERT
+        for alias in aliases:
+            prefix = f"{alias}: " if len(aliases) > 1 else ""
+            try:
+                with database_errors(alias):
+                    status = status_of(alias)
+            except CommandError as error:
+                problems.append(f"{prefix}{error}")
+                returncode = COULD_NOT_LOOK
+                continue
+            alerts = list(_alerts(status, options))
+            problems += [f"{prefix}{alert}" for alert in alerts]
+            if options["json"]:
+                self.stdout.write(json.dumps({**asdict(status), "alerts": alerts}))
+            else:
+                self.stdout.write("\n".join(_lines(status)))
+        if problems:
+            raise CommandError(
+                ("\n" if len(aliases) > 1 else " ").join(problems), returncode=returncode
+            )
 
 
 def _require_bounds(bounds: dict[str, Any]) -> None:

@@ -254,6 +254,15 @@ def test_the_command_purges_the_database_that_it_is_told() -> None:
         call_command("idempotency_purge", batch_size=0)
 
 
+@pytest.mark.django_db(databases=["default", "other"])
+def test_the_command_purges_several_databases() -> None:
+    make("k", State.COMPLETED, age=timedelta(hours=2))
+    out = StringIO()
+    arguments = ["--database", "other", "--database", "default"]
+    call_command("idempotency_purge", *arguments, stdout=out)
+    assert out.getvalue() == "other: deleted 0\ndefault: deleted 1\n"
+
+
 def test_the_task_purges_a_bounded_number_of_batches() -> None:
     for number in range(5):
         make(str(number), State.COMPLETED, age=timedelta(hours=2))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
@@ -72,6 +72,31 @@ def test_it_purges_the_database_that_it_is_told() -> None:
     old(using="other")
     assert purged("--database", "other") == "deleted 1\n"
     assert messages.count() == 1
+
+
+def test_several_databases_one_after_the_other() -> None:
+    old(using="default")
+    old(using="other")
+    old(using="other")
+    arguments = ["--database", "other", "--database", "default", "--database", "other"]
+    assert purged(*arguments) == "other: deleted 2\ndefault: deleted 1\n"
+
+
+def test_a_database_that_is_away_does_not_keep_the_next_from_its_turn() -> None:
+    old(using="other")
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE outbox_outboxmessage RENAME TO elsewhere")
+        with pytest.raises(CommandError, match=r"default: .* Run manage\.py migrate\.$"):
+            purged("--database", "default", "--database", "other")
+        transaction.set_rollback(True)
+    assert not messages.using("other").exists()
+
+
+def test_code_may_name_one_database() -> None:
+    old(using="other")
+    call_command("outbox_purge", database="other", stdout=io.StringIO())
+    assert not messages.using("other").exists()
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,32 @@ def test_it_looks_at_the_database_that_it_is_told() -> None:
     assert caught.value.returncode == 2
 
 
+def test_it_looks_at_each_database_that_it_is_told() -> None:
+    both = ["--database", "default", "--database", "other"]
+    assert [line.split()[-1] for line in told(*both).splitlines() if "database" in line] == [
+        "default",
+        "other",
+    ]
+    message("dead", using="other")
+    assert alert(*both).startswith("other: 1 messages wait for somebody")
+    message("dead")
+    output = io.StringIO()
+    with pytest.raises(CommandError, match=r"^default: 1 messages .*\nother: 1 messages "):
+        call_command("outbox_status", "--json", *both, stdout=output)
+    assert [json.loads(line)["dead"] for line in output.getvalue().splitlines()] == [1, 1]
+
+
+def test_a_database_that_is_away_hides_no_other() -> None:
+    message("dead", using="other")
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE outbox_outboxmessage RENAME TO elsewhere")
+        with pytest.raises(CommandError, match=r"(?s)^default: .*migrate\.\nother: 1 ") as caught:
+            told("--database", "default", "--database", "other")
+        transaction.set_rollback(True)
+    assert caught.value.returncode == 2
+
+
 @pytest.mark.parametrize("option", ["--max-lag", "--max-dead", "--max-xmin-age"])
 @pytest.mark.parametrize("bound", ["nan", "inf", "-1"])
 def test_a_bound_that_would_tell_nothing_is_refused(option: str, bound: str) -> None:
