@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -186,28 +186,36 @@ def pop_schedule(head: Any) -> tuple[datetime | None, timedelta | None]:
     if eta is None:
         return None, None
     try:
-        moment: Any = maybe_iso8601(eta)
-        return maybe_make_aware(moment, head.app.timezone), None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{head.task}: eta must be a datetime, not {eta!r}.") from error
+        return _moment(eta, head), None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{head.task}: eta must be a datetime, in UTC of the years 1 to 9999, not {eta!r}."
+        ) from error
 
 
 def require_expiry(head: Any) -> None:
     """Refuse an ``expires`` of which Celery makes no moment, with an error that names it."""
     expires = head.options.get("expires")
-    if expires is None or isinstance(expires, datetime):
+    if expires is None:
         return
     if isinstance(expires, (int, float)) and abs(expires) <= MAX_COUNTDOWN:
         return
     try:
-        if isinstance(expires, str) and maybe_iso8601(expires):
+        if isinstance(expires, (str, datetime)):
+            _moment(expires, head)
             return
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise ValueError(
         f"{head.task}: expires must be a number of seconds, at most a hundred years, or a "
-        f"datetime, not {expires!r}."
+        f"datetime, in UTC of the years 1 to 9999, not {expires!r}."
     )
+
+
+def _moment(value: Any, head: Any) -> datetime:
+    """Return the moment in UTC, as the database has it. A naive one is in Celery's time zone."""
+    moment: Any = maybe_iso8601(value)
+    return maybe_make_aware(moment, head.app.timezone).astimezone(UTC)
 
 
 def _delay(task: str, countdown: Any) -> timedelta:

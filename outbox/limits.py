@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -20,6 +21,7 @@ MAX_OCTET = 255
 # The properties that AMQP sends as numbers, each with its largest, and those that it sends as text.
 NUMBERS = {"priority": MAX_OCTET, "delivery_mode": MAX_OCTET, "timestamp": 2**64 - 1}
 TEXTS = {"correlation_id", "reply_to", "message_id", "type", "user_id", "app_id", "cluster_id"}
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 KOMBU_TYPED = {"__type__", "__value__"}
 
 
@@ -33,7 +35,8 @@ def require_sendable(
 ) -> None:
     """Raise ``UnserializableArgument`` for what a broker refuses, or does not survive.
 
-    ``target``: the exchange, the routing key and whatever else goes as a short string.
+    ``target``: the exchange, the routing key and whatever else goes as a short string and is text
+    in the table.
     """
     size = _size_of(headers, f"{task}: header", amqp=amqp)
     size += _size_of(properties, f"{task}: property", amqp=amqp, short=True)
@@ -43,6 +46,12 @@ def require_sendable(
             f"the connection above {MAX_HEADERS_BYTES:,}. Put large values into arguments."
         )
     _size_of(target, f"{task}: the task's", amqp=amqp, short=True)
+    for name, text in target.items():
+        if UNSTORABLE.search(text):
+            raise UnserializableArgument(
+                f"{task!r}: the task's {name!r} is {text!r}; PostgreSQL takes no text with NUL or "
+                "a lone surrogate."
+            )
 
 
 class _Refused(ValueError):

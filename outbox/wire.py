@@ -253,7 +253,12 @@ class _CapturingChannel:
         if expires_at is not None:
             expires_at = maybe_make_aware(expires_at, self.app.timezone)
         exchange, routing_key = self.target
-        target = {"exchange": exchange, "routing key": routing_key, "name": task}
+        target = {
+            "exchange": exchange,
+            "routing key": routing_key,
+            "queue": self.queue,
+            "name": task,
+        }
         limits.require_sendable(task, headers, properties, target, amqp=self.amqp)
         return WireMessage(
             task,

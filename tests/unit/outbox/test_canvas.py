@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -14,6 +14,19 @@ from celery import chain, chord, chunks, group
 from outbox import canvas, wire
 from outbox.exceptions import UnsupportedSignature
 from tests.unit.outbox.wires import NAME, build, embedded, fail, forget_settings, record, wire_args
+
+# In UTC they are in no year that Python and PostgreSQL both have.
+NO_MOMENTS = [
+    datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))),
+    datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+    "9999-12-31T23:59:59-01:00",
+]
+
+
+@pytest.mark.parametrize("expires", NO_MOMENTS)
+def test_an_expiry_in_no_year_is_refused(expires: object) -> None:
+    with pytest.raises(ValueError, match=f"{NAME}: expires must be .* of the years 1 to 9999"):
+        build(record.s("x").set(expires=expires))
 
 
 def test_an_id_of_ones_own_is_refused() -> None:
@@ -55,7 +68,7 @@ def test_a_countdown_that_is_no_time_is_refused(countdown: object) -> None:
         build(record.s("x").set(countdown=countdown))
 
 
-@pytest.mark.parametrize("eta", ["soon", 5, object()])
+@pytest.mark.parametrize("eta", ["soon", 5, object(), *NO_MOMENTS])
 def test_an_eta_that_is_no_time_is_refused(eta: object) -> None:
     with pytest.raises(ValueError, match=f"{NAME}: eta must be a datetime"):
         build(record.s("x").set(eta=eta))

@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from celery import signature
-from kombu import Queue
+from celery import current_app, signature
+from kombu import Exchange, Queue
 
 from outbox import wire
 from outbox.exceptions import UnserializableArgument
@@ -110,3 +110,35 @@ def test_redis_carries_properties_of_any_type(options: dict[str, Any]) -> None:
 def test_a_tasks_name_that_the_table_cannot_hold_is_refused() -> None:
     with pytest.raises(UnserializableArgument, match="256 bytes"):
         build(signature("x" * 256))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"queue": "a\0b"}, r"'routing key' is 'a\\x00b'"),
+        ({"exchange": "a\0b", "routing_key": "y"}, r"'exchange' is 'a\\x00b'"),
+        (
+            {"exchange": "topical", "routing_key": "\ud800"},
+            r"'routing key' is '\\ud800'",
+        ),
+    ],
+)
+def test_a_target_that_the_table_cannot_hold_is_refused(
+    options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UnserializableArgument, match=f"{NAME}.*{problem}; PostgreSQL takes no"):
+        build(record.s("x").set(**options))
+
+
+def test_a_queues_name_that_the_table_cannot_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queues: Any = current_app.amqp.queues
+    monkeypatch.setitem(queues, "a\0b", Queue("a\0b", Exchange("x", "topic"), "y"))
+    with pytest.raises(UnserializableArgument, match=r"the task's 'queue' is 'a\\x00b'"):
+        build(record.s("x").set(queue="a\0b"))
+
+
+def test_a_tasks_name_has_no_nul() -> None:
+    with pytest.raises(UnserializableArgument, match=r"^'a\\x00b': the task's 'name' is 'a\\x00b'"):
+        build(signature("a\0b"))
