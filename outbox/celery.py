@@ -25,6 +25,8 @@ class OutboxTask(BaseTask):
     A call writes a message in the current transaction, opening one where there is none, and
     returns ``AsyncResult(message id)``. What Celery itself sends is not touched: retries,
     continuations of a chain, callbacks, and beat, all of which name the task id or the producer.
+    Nor are ``app.send_task()`` and the calls of ``map()``, ``starmap()`` and ``chunks()``, which do
+    not call the task: enqueue those.
     """
 
     abstract = True
