@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from celery import current_app
+from celery import _state, current_app
+from celery.app import app_or_default
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.core.checks import Warning as CheckWarning
@@ -48,6 +49,23 @@ def check_confirms(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
             "would lose the task.",
             hint="Set CELERY_BROKER_TRANSPORT_OPTIONS = {'confirm_publish': True}.",
             id="outbox.E002",
+        )
+    ]
+
+
+@register(Tags.compatibility)
+def check_default_app(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Other threads have the Celery app that this one has."""
+    app: Any = app_or_default()
+    state: Any = _state  # its types leave the default out
+    if app is state.default_app:
+        return []
+    return [
+        CheckWarning(
+            f"The Celery app {app.main!r} is current in this thread only: what another thread "
+            "enqueues or sends is made by an app that knows none of its settings.",
+            hint="Call app.set_default() where the app is made.",
+            id="outbox.W002",
         )
     ]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from celery import current_app
+from celery import Celery, current_app
+from celery.app import app_or_default
 from django.core import checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
@@ -16,6 +18,7 @@ from idempotency.checks import WINDOW, require_window
 from outbox.checks import (
     check_confirms,
     check_database,
+    check_default_app,
     check_retention,
     check_settings,
     check_window,
@@ -143,6 +146,26 @@ def test_a_broker_that_cannot_be_is_an_error_and_no_traceback(
         call_command("outbox_relay", once=True, skip_checks=False)
 
 
+# The app
+
+
+def test_an_app_that_other_threads_do_not_have_is_told() -> None:
+    assert check_default_app(None) == []
+    before: Any = app_or_default()
+    try:
+        mine = Celery("mine", fixups=[])
+        (warning,) = check_default_app(None)
+        assert (warning.id, "'mine'" in warning.msg) == ("outbox.W002", True)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(app_or_default).result() is not mine
+            assert pool.submit(check_default_app, None).result() == []
+        mine.set_default()
+        assert check_default_app(None) == []
+    finally:
+        before.set_default()
+        before.set_current()
+
+
 # The database
 
 
@@ -157,4 +180,5 @@ def test_postgresql_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_checks_run_with_all_others() -> None:
     registered: set[Any] = {*checks.registry.registry.get_checks()}
     expected = {check_settings, check_confirms, check_window, check_retention, check_database}
+    expected |= {check_default_app}
     assert expected <= registered
