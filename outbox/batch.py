@@ -119,6 +119,13 @@ class Batch:
             next(self._transaction, None)
         for id, refused in self._published.refused.items():
             logger.warning("Message %s was refused by the broker: %s", id, refused.error)
+        if self.result.dead:
+            logger.error(
+                "Messages that are dead now, and wait for somebody to retry or discard them: "
+                "%s in database %r.",
+                self.result.dead,
+                self.using,
+            )
 
     def _publish(self) -> None:
         made = {"published_at": self._now}

@@ -361,3 +361,15 @@ def test_refusals_are_logged_with_the_message(
     messages.update(queue="", exchange="", properties={"foo": 1, "expiration": "x"})
     relay.run_once()
     assert f"Message {row.pk} was refused by the broker" in caplog.text
+    assert "dead" not in caplog.text
+
+
+def test_that_messages_are_dead_is_logged(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    enqueue(2)
+    messages.update(queue="", exchange="", properties={"foo": 1, "expiration": "x"})
+    with override_settings(OUTBOX_MAX_ATTEMPTS=1):
+        relay.run_once()
+    *_, last = caplog.records
+    assert last.levelname == "ERROR"
+    assert "dead now" in last.getMessage()
+    assert last.getMessage().endswith(": 2 in database 'default'.")
