@@ -87,7 +87,7 @@ class Relay:
         when it ends. ``beat`` is called in each round, in an outage too: the loop is alive.
         """
         stop = stop or threading.Event()
-        outage = _Outage()
+        outage = _Outage(self.using)
         beat = beat or bool
         empty_rounds = 0
         while not stop.is_set():
@@ -182,7 +182,8 @@ def _result_of(batch: Batch) -> RelayResult:
 class _Outage:
     """Says once that something is unavailable and once that it is back; backs off in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, using: str) -> None:
+        self.using = using
         self.failures = 0
 
     def goes_on(self, reason: str) -> float:
@@ -195,7 +196,9 @@ class _Outage:
 
     def ended(self) -> None:
         if self.failures:
-            logger.warning("Available again after %s failed tries.", self.failures)
+            logger.warning(
+                "Available again for database %r, after %s failed tries.", self.using, self.failures
+            )
         self.failures = 0
 
 

@@ -311,9 +311,9 @@ def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
     )
     assert [record.getMessage() for record in caplog.records] == [
         begins,
-        "Available again after 5 failed tries.",
+        "Available again for database 'default', after 5 failed tries.",
         begins,
-        "Available again after 1 failed tries.",
+        "Available again for database 'default', after 1 failed tries.",
     ]
 
 
@@ -345,7 +345,7 @@ def test_an_error_of_its_own_ends_a_run() -> None:
 
 
 def test_the_wait_in_an_outage_is_drawn_below_a_bound_that_doubles_to_a_cap() -> None:
-    outages = [_Outage() for _ in range(200)]
+    outages = [_Outage("default") for _ in range(200)]
     for bound in (1, 2, 4, 8, 10, 10):
         waits = [outage.goes_on("x") for outage in outages]
         assert max(waits) <= bound
