@@ -164,7 +164,7 @@ XMIN_HOLDER = r"""
 SELECT kind, name, greatest(extract(epoch FROM clock_timestamp() - since), 0)::float8, transactions
 FROM (
     SELECT 'session' AS kind,
-        concat_ws(' ', pid, usename, application_name, '(' || state || ')') AS name,
+        concat_ws(' ', pid, usename, nullif(application_name, ''), '(' || state || ')') AS name,
         xact_start AS since,
         greatest(age(backend_xmin), age(backend_xid)) AS transactions
     FROM pg_stat_activity

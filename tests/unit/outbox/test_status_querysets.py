@@ -147,6 +147,7 @@ def test_a_session_that_wrote_and_waits_is_named(other_session: Callable[[str], 
     found = holder()
     assert found is not None
     assert (found.kind, found.transactions >= 5) == ("session", True)
+    assert "  " not in found.name, "an application without a name leaves no gap"
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "other"])
