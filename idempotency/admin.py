@@ -180,7 +180,7 @@ class IdempotencyKeyAdmin(ReadOnlyAdmin):
     def message(self, key: IdempotencyKey) -> SafeString | str:
         """Link to the outbox's page, where there is one; not every Celery request has one."""
         if not key.message_id:
-            return ""
+            return self.get_empty_value_display()
         try:
             url = reverse(f"{self.admin_site.name}:{MESSAGE_PAGE}", args=[key.message_id])
         except NoReverseMatch:

@@ -140,7 +140,10 @@ def test_a_key_links_to_its_message(admin_client: Client) -> None:
 
 def test_a_key_without_a_message_has_no_link(admin_client: Client) -> None:
     key = run_once()
-    assert "/outboxmessage/" not in text_of(admin_client.get(page_of(key))).split("<main")[1]
+    page = text_of(admin_client.get(page_of(key))).split("<main")[1]
+    assert "/outboxmessage/" not in page
+    field = page.split("field-message", 1)[1].split("</div>", 1)[0]
+    assert '<div class="readonly">-' in field, field
 
 
 def test_without_the_outbox_the_message_is_plain_text() -> None:
