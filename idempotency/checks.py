@@ -168,7 +168,7 @@ def _visibility_timeout() -> timedelta:
 
     try:
         transport = current_app.connection_for_read().transport_cls
-    except (KeyError, ValueError, ImportError):
+    except (KeyError, ValueError, ImportError, AttributeError):
         return timedelta(0)  # no broker at that address: whoever connects to it says so
     if transport not in ("redis", "rediss", "sentinel"):
         return timedelta(0)

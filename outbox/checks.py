@@ -31,11 +31,13 @@ def check_confirms(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     app = current_app
     try:
         transport = app.connection_for_write().transport_cls
-    except (KeyError, ValueError, ImportError) as error:
+    except (KeyError, ValueError, ImportError, AttributeError) as error:
+        # AttributeError is what kombu's Redis transport ends with where redis is not installed.
         return [
             Error(
                 f"Celery makes no connection of its broker's address: {describe(error)}.",
-                hint="Set CELERY_BROKER_URL to an address whose transport is installed.",
+                hint="Set CELERY_BROKER_URL to an address whose transport is installed: for Redis "
+                "and Valkey, pip install celery[redis].",
                 id="outbox.E005",
             )
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -143,6 +144,17 @@ def test_a_broker_that_cannot_be_is_an_error_and_no_traceback(
 ) -> None:
     monkeypatch.setenv("CELERY_BROKER_URL", url)
     with pytest.raises(SystemCheckError, match=r"outbox\.E005.* broker's address: \w+Error: "):
+        call_command("outbox_relay", once=True, skip_checks=False)
+
+
+def test_a_broker_whose_client_is_not_installed_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://h")
+    monkeypatch.setattr("kombu.transport._transport_cache", {})
+    monkeypatch.delitem(sys.modules, "kombu.transport.redis", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(SystemCheckError, match=r"(?s)outbox\.E005.*install celery\[redis\]"):
         call_command("outbox_relay", once=True, skip_checks=False)
 
 
