@@ -9,8 +9,8 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from outbox import ids, wire
+from outbox.manager import OutboxManager
 from outbox.ordering_querysets import OPEN
-from outbox.querysets import OutboxManager
 
 
 class ClockTimestamp(models.Func):
