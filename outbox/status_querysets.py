@@ -150,7 +150,8 @@ FROM (
         WHERE status = 'failed' ORDER BY created_at DESC, id DESC LIMIT %(messages)s)
 ) AS newest,
 LATERAL (
-    SELECT left(split_part(coalesce(errors -> -1 ->> 'error', ''), E'\n', 1), 200) AS error
+    SELECT CASE WHEN length(line) > 200 THEN left(line, 199) || '…' ELSE line END AS error
+    FROM split_part(coalesce(errors -> -1 ->> 'error', ''), E'\n', 1) AS line
 ) AS last
 GROUP BY status, task, regexp_replace(
     error, '[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[0-9a-fA-F]{16,}|[0-9]+', '#', 'g'

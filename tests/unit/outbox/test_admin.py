@@ -549,6 +549,7 @@ def test_discard_asks_first_then_moves_what_it_can(client_with: Callable[..., Cl
     before = states(*chosen)
     asked = text_of(act(client, "discard", *chosen))
     assert "3 messages will be discarded." in asked
+    assert f'<a href="{LIST}">Outbox messages</a>' in asked, "the way back"
     assert "<li>1 executed</li>" in asked  # among those that are skipped
     assert states(*chosen) == before
     response = act(client, "discard", *chosen, confirmed="yes")

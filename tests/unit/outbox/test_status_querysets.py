@@ -87,6 +87,12 @@ def test_errors_that_differ_in_numbers_are_a_group() -> None:
     ]
 
 
+@pytest.mark.parametrize(("length", "told"), [(200, "x" * 200), (201, "x" * 199 + "…")])
+def test_an_error_that_is_cut_says_so(length: int, told: str) -> None:
+    message("failed", errors=errors("x" * length))
+    assert [group.error for group in status_of("default").errors] == [told]
+
+
 def test_the_newest_of_each_state_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_querysets, "GROUPED_MESSAGES", 2)
     for status in ("dead", "failed"):
