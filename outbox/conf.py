@@ -21,7 +21,7 @@ class OutboxSettings(AppSettings):
     BATCH_BYTES: int = 16 * 1024 * 1024
     """Most bytes of message bodies in one batch; a batch has at least one message all the same."""
 
-    POLL_INTERVAL: timedelta = timedelta(milliseconds=32)
+    POLL_INTERVAL: timedelta = timedelta(milliseconds=36)
     """How long an idle relay waits before it looks again. It adds to the delivery latency.
 
     Just after a message it waits for a quarter, then for half of it.

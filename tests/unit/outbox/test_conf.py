@@ -17,7 +17,7 @@ NAMES = [name for name in vars(OutboxSettings) if name.isupper() and name != "PR
 def test_the_defaults() -> None:
     assert conf.BATCH_SIZE == 500
     poll_interval: timedelta = conf.POLL_INTERVAL
-    assert poll_interval == timedelta(milliseconds=32)
+    assert poll_interval == timedelta(milliseconds=36)
     claim_timeout: timedelta = conf.CLAIM_TIMEOUT
     assert claim_timeout <= timedelta(seconds=30)
 
