@@ -36,6 +36,7 @@ from idempotency.models import IdempotencyKey
 from idempotency.signals import executed, receipt, replayed
 from tests.helpers import wait_for
 from tests.project.models import Effect
+from tests.sessions import another_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -501,13 +502,9 @@ def elsewhere(func: Callable[[], object]) -> None:
 
 @contextmanager
 def locked(key: str) -> Iterator[None]:
-    other = connection.copy()
-    try:
-        with other.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [lock_number("tests", "", key)])
+    with another_session() as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [lock_number("tests", "", key)])
         yield
-    finally:
-        other.close()
 
 
 @pytest.mark.django_db(transaction=True)

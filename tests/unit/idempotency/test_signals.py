@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from django.db import connection
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -18,6 +17,7 @@ from idempotency.exceptions import KeyInProgress, KeyReused, LeaseLost, OutcomeU
 from idempotency.keys import lock_number
 from idempotency.models import IdempotencyKey
 from tests.project.models import Effect
+from tests.sessions import another_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,7 +96,7 @@ def claim_for_another(*, stale: bool = False) -> None:
 @contextmanager
 def twin_executing() -> Iterator[None]:
     """Somebody else has the lock of the key."""
-    with closing(connection.copy()) as other, other.cursor() as cursor:
+    with another_session() as other, other.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s)", [lock_number(NAMESPACE, "", KEY)])
         yield
 

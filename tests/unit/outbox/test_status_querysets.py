@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from outbox import status_querysets
 from outbox.models import OutboxMessage
 from outbox.status_querysets import ErrorGroup, HeldKey, XminHolder, status_of
 from tests.project.tasks import fail, record_once
+from tests.sessions import another_session
 from tests.unit.outbox.rows import empty_table, message
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_the_newest_of_each_state_are_grouped(monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def other_session(transactional_db: None) -> Iterator[Callable[[str], None]]:
     """Execute a statement in another session, which stays open until the test has ended."""
-    with closing(connection.copy()) as other:
+    with another_session() as other:
         yield lambda sql: other.cursor().execute(sql)
 
 

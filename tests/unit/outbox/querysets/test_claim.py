@@ -15,6 +15,7 @@ from outbox import insert_querysets
 from outbox.models import OutboxMessage
 from outbox.relay_querysets import Refusal
 from tests.project import tasks
+from tests.sessions import another_session
 from tests.unit.outbox.rows import MOMENT, empty_table, message
 
 if TYPE_CHECKING:
@@ -166,11 +167,8 @@ def test_a_redelivery_is_overtaken_when_a_later_one_of_its_queue_was_executed() 
 
 @pytest.fixture
 def other_connection(transactional_db: None) -> Iterator[Any]:
-    other = connection.copy()
-    try:
+    with another_session() as other:
         yield other
-    finally:
-        other.close()
 
 
 def claim_on(other: Any) -> list[Any]:

@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from outbox.models import OutboxMessage
 from outbox.relay_querysets import ERROR_LENGTH, KEPT_ERRORS, Refusal
-from tests.helpers import wait_for
 from tests.project import tasks
+from tests.sessions import another_session
 from tests.unit.outbox.rows import MOMENT, message, status_of
 
 record_once: Any = tasks.record_once
@@ -147,19 +147,16 @@ def test_discard_leaves_the_rest(status: str) -> None:
 def test_what_a_relay_holds_is_skipped(move: str) -> None:
     status = "dead" if move == "retry" else "pending"
     held, free = message(status), message(status)
-    other = connection.copy()
-    try:
+    with another_session() as other:
         with other.cursor() as cursor:
             cursor.execute("BEGIN")
             cursor.execute("SELECT FROM outbox_outboxmessage WHERE id = %s FOR UPDATE", [held.pk])
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute("SET LOCAL lock_timeout = '5s'")  # to fail, and not to hang
             assert getattr(messages.all(), move)() == 1
-    finally:
-        other.close()
     assert status_of(held) == status
     assert status_of(free) != status
-    wait_for(lambda: getattr(messages.all(), move)() >= 1)
+    assert getattr(messages.all(), move)() == 1
 
 
 # The relay's settling

@@ -11,6 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from outbox.models import OutboxMessage
+from tests.sessions import another_session
 from tests.unit.outbox.querysets.test_claim import PUBLISHED_ROWS, claim_sql
 from tests.unit.outbox.rows import empty_table, message
 
@@ -30,14 +31,10 @@ SETTLE = "UPDATE outbox_outboxmessage SET available_at = NULL"
 @pytest.fixture
 def pinned() -> Iterator[None]:
     """A transaction with a snapshot from before everything that the test does."""
-    other = connection.copy()
-    try:
-        with other.cursor() as cursor:
-            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            cursor.execute("SELECT count(*) FROM outbox_outboxmessage")
+    with another_session() as other, other.cursor() as cursor:
+        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute("SELECT count(*) FROM outbox_outboxmessage")
         yield
-    finally:
-        other.close()
 
 
 def execute(statement: str, *parameters: Any) -> None:
