@@ -54,7 +54,8 @@ class Relay:
         # Not current_app, which is a proxy: the relay may run in another thread.
         self.publisher = Publisher(app_or_default(), publish_timeout())
         self._messages: OutboxQuerySet = OutboxMessage.objects.using(using)
-        self._watermark = Watermark()
+        # What another relay held when it was killed is let go of within that time, or a bit more.
+        self._watermark = Watermark(behind=2 * conf.CLAIM_TIMEOUT)
         self._turns = Turns(using)
         self._burst = Burst(using, self._batch_on)
 
@@ -150,9 +151,9 @@ class Relay:
         start = watermark.start()
         began = time.perf_counter()
         now, due = messages.look(start)
-        if not due and start is not None and watermark.start(now) is None:
-            start, began = None, time.perf_counter()
-            now, due = messages.look()
+        if not due and (further := watermark.start(now)) != start:
+            start, began = further, time.perf_counter()
+            now, due = messages.look(start)
         if not due:
             took = timedelta(seconds=time.perf_counter() - began)
             watermark.note(now, start, None, took)

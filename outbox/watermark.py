@@ -14,9 +14,13 @@ CHEAP = timedelta(milliseconds=3)
 EACH = timedelta(microseconds=20)
 JUDGED = 5
 # One that takes longer, a share of the time, and at the latest after LONGEST_PAUSE: what commits
-# late, or is released by another relay, waits for it.
+# late waits for it.
 PAUSES = 400
-LONGEST_PAUSE = timedelta(seconds=10)
+LONGEST_PAUSE = timedelta(minutes=5)
+# What another relay lets go of waits for a look behind the watermark, which is shorter.
+PAUSE_BEHIND = timedelta(seconds=10)
+# How far apart the positions are that are remembered for it.
+GRAIN = timedelta(seconds=1)
 
 
 class Watermark:
@@ -25,16 +29,21 @@ class Watermark:
     The index of due messages begins with the entries of those that are over, until vacuum takes
     them away; an open transaction anywhere keeps it from that for hours, and they must be read
     past. A claim that starts at the watermark does not. It may miss what became due before it and
-    appeared after it, so every now and then one looks at everything. Moments are the database's.
+    appeared after it. So every now and then one starts where the watermark was a while ago, and
+    one looks at everything. Moments are the database's.
     """
 
     # Known when there is a start.
     _last: datetime
     _next_look: datetime
+    _next_look_behind: datetime
 
-    def __init__(self) -> None:
+    def __init__(self, behind: timedelta) -> None:
+        """``behind``: how long ago the watermark was where a look behind it starts."""
+        self._behind = behind
         self._start: datetime | None = None
         self._costs: deque[timedelta] = deque(maxlen=JUDGED)
+        self._positions: deque[tuple[datetime, datetime | None]] = deque()
 
     def start(self, now: datetime | None = None) -> datetime | None:
         """Return from which moment on to claim at ``now``; None: look at everything.
@@ -44,7 +53,12 @@ class Watermark:
         if self._start is None:
             return None
         moment = now or self._last
-        return None if moment < self._last or moment >= self._next_look else self._start
+        if moment < self._last or moment >= self._next_look:
+            return None
+        if moment >= self._next_look_behind:
+            _, position = self._positions[0]
+            return position and min(position, self._start)
+        return self._start
 
     def note(
         self,
@@ -61,12 +75,25 @@ class Watermark:
         if start is None:
             self._costs.append(took - found * EACH)
             self._next_look = now + self._pause()
+        if start is None or (self._start and start < self._start):
+            self._next_look_behind = now + PAUSE_BEHIND
         self._last = now
         self._start = now - LAG if latest is None else min(now - LAG, latest)
+        self._remember(now, self._start)
 
     def forget(self) -> None:
         """Look at everything with the next claim: messages that were claimed are due again."""
         self._start = None
+
+    def _remember(self, now: datetime, start: datetime) -> None:
+        positions = self._positions
+        if not positions:
+            # What others hold while this relay begins may have been due at any time.
+            positions.append((now, None))
+        elif now - positions[-1][0] >= GRAIN:
+            positions.append((now, start))
+        while len(positions) > 1 and now - positions[1][0] >= self._behind:
+            positions.popleft()
 
     def _pause(self) -> timedelta:
         cost = min(self._costs)

@@ -21,6 +21,8 @@ from outbox.management.databases import Unavailable, aliases_of, database_errors
 from outbox.models import OutboxMessage
 from outbox.relay import Relay
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Command(BaseCommand):
     help = "Publish the outbox's committed messages to Celery's broker."
@@ -86,7 +88,7 @@ class Command(BaseCommand):
         beat = _beat(liveness_file, relays)
         stop = threading.Event()
         _stop_on_signals(stop)
-        with ThreadPoolExecutor(len(relays)) as pool:
+        with ThreadPoolExecutor(len(relays), initializer=_leave_signals_to_main_thread) as pool:
             running = [
                 pool.submit(self._relay, relay, stop, partial(beat, relay.using), len(relays) == 1)
                 for relay in relays
@@ -127,8 +129,13 @@ def _stop_on_signals(stop: threading.Event) -> None:
         signals.append(number)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, handle_signal)
+
+
+def _leave_signals_to_main_thread() -> None:
+    """Python handles a signal in the main thread, which sleeps on where another one is sent it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def _beat(liveness_file: str | None, relays: Sequence[Relay]) -> Callable[[str], None]:

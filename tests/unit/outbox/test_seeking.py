@@ -36,13 +36,14 @@ NEVER = timedelta(hours=1)
 
 @pytest.fixture
 def pause(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have every look at everything be dear, and the next one so much later."""
+    """Have every look further back be dear, and the next one so much later."""
 
     def set_pause(pause: timedelta) -> None:
         monkeypatch.setattr("outbox.watermark.CHEAP", timedelta.min)
         monkeypatch.setattr("outbox.watermark.JUDGED", 1)
         monkeypatch.setattr("outbox.watermark.PAUSES", 10**9)
         monkeypatch.setattr("outbox.watermark.LONGEST_PAUSE", pause)
+        monkeypatch.setattr("outbox.watermark.PAUSE_BEHIND", NEVER)
 
     set_pause(NEVER)
     return set_pause
@@ -50,8 +51,10 @@ def pause(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def seeking(pause: Any, relay: Relay) -> Relay:
-    """A relay that has looked at everything."""
+    """A relay that has looked at everything, and began so long ago that others hold no more."""
     assert relay._round() == RelayResult()
+    watermark = relay._watermark
+    watermark._positions[0] = watermark._last, watermark._start
     return relay
 
 
@@ -134,14 +137,7 @@ def test_each_database_has_its_own_watermark(seeking: Relay) -> None:
         assert other._round() == RelayResult(published=1)
 
 
-# What it passes by, until it looks at everything
-
-
-def soon(relay: Relay) -> bool:
-    """Whether a message is published with the next look at everything, and not before."""
-    assert relay._round() == RelayResult()
-    relay._watermark._next_look = relay._watermark._last
-    return relay._round() == RelayResult(published=1)
+# What it passes by, until it looks behind
 
 
 def test_what_committed_later_than_the_lag(seeking: Relay) -> None:
@@ -149,21 +145,46 @@ def test_what_committed_later_than_the_lag(seeking: Relay) -> None:
         wait_for(lag_is_over)
         assert seeking._round() == RelayResult()
         ended(end)
-        assert soon(seeking)
+        assert with_a_look_behind(seeking)
 
 
-def test_what_another_relay_held_until_it_was_killed(seeking: Relay) -> None:
-    message(available_at=MOMENT)
+def test_what_another_relay_held_for_a_while(seeking: Relay) -> None:
+    message()
     with meanwhile(enqueue=False) as end:
-        seeking._watermark.forget()
+        wait_for(lag_is_over)
         assert seeking._round() == RelayResult()
         ended(end)
-        assert soon(seeking)
+        assert with_a_look_behind(seeking)
+
+
+def test_what_another_relay_held_when_this_one_began(relay: Relay, pause: Any) -> None:
+    message(available_at=MOMENT)
+    with meanwhile(enqueue=False) as end:
+        assert relay._round() == RelayResult()
+        ended(end)
+        assert with_a_look_behind(relay)
+
+
+def with_a_look_behind(relay: Relay) -> bool:
+    """Whether a message is published with the next look behind the watermark, and not before."""
+    assert relay._round() == RelayResult()
+    relay._watermark._next_look_behind = relay._watermark._last
+    return relay._round() == RelayResult(published=1)
+
+
+# What it passes by, until it looks at everything
+
+
+def with_a_look_at_everything(relay: Relay) -> bool:
+    """Whether a message is published with the next look at everything, and not before."""
+    assert not with_a_look_behind(relay)
+    relay._watermark._next_look = relay._watermark._last
+    return relay._round() == RelayResult(published=1)
 
 
 def test_what_was_retried_by_a_transaction_longer_than_the_lag(seeking: Relay) -> None:
     message(available_at=Now() - 2 * LAG)
-    assert soon(seeking)
+    assert with_a_look_at_everything(seeking)
 
 
 def test_a_look_at_everything_comes_by_itself(seeking: Relay, pause: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where a claim starts: at the watermark as a rule, and at the beginning every now and then."""
+"""Where a claim starts: at the watermark as a rule, and further back every now and then."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 from outbox.watermark import (
     CHEAP,
     EACH,
+    GRAIN,
     JUDGED,
     LAG,
     LONGEST_PAUSE,
+    PAUSE_BEHIND,
     PAUSES,
     Watermark,
 )
@@ -19,18 +21,29 @@ from outbox.watermark import (
 NOON = datetime(2026, 3, 5, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 MILLISECOND = timedelta(milliseconds=1)
+MICROSECOND = timedelta(microseconds=1)
+BEHIND = timedelta(minutes=1)
 
 
 def noted(*, took: timedelta = 10 * MILLISECOND, latest: datetime | None = None) -> Watermark:
-    """After looks at everything at noon, each of which took ``took``."""
-    watermark = Watermark()
+    """After looks at everything, the last at noon, each of which took ``took``."""
+    watermark = Watermark(BEHIND)
+    for ago in (2 * BEHIND, BEHIND + SECOND):
+        watermark.note(NOON - ago, None, latest, took)
     for _ in range(JUDGED):
         watermark.note(NOON, None, latest, took)
     return watermark
 
 
+def claim(watermark: Watermark, now: datetime) -> datetime | None:
+    """Claim nothing from where the watermark says; return from where on that was."""
+    start = watermark.start(now)
+    watermark.note(now, start, None, timedelta(minutes=1))
+    return start
+
+
 def test_the_first_claim_looks_at_everything() -> None:
-    assert Watermark().start(NOON) is None
+    assert Watermark(BEHIND).start(NOON) is None
 
 
 def test_a_claim_starts_a_while_before_the_last_one() -> None:
@@ -48,10 +61,8 @@ def test_a_claim_from_the_watermark_moves_it_on_and_puts_nothing_off() -> None:
     watermark = noted()
     for seconds in (1, 2, 3):
         now = NOON + seconds * SECOND
-        start = watermark.start(now)
-        assert start is not None
-        watermark.note(now, start, None, MILLISECOND)
-        assert watermark.start(now) == now - LAG
+        watermark.note(now, NOON, None, MILLISECOND)
+        assert watermark.start(now) is not None
     assert watermark.start(NOON + 10 * MILLISECOND * PAUSES) is None
 
 
@@ -71,7 +82,80 @@ def test_the_longer_a_look_at_everything_takes_the_rarer_it_is(
     watermark = noted(took=took)
     assert watermark.start(NOON + pause) is None
     if pause:
-        assert watermark.start(NOON + pause - timedelta(microseconds=1)) is not None
+        assert watermark.start(NOON + pause - MICROSECOND) is not None
+
+
+# Looks behind the watermark, between the looks at everything
+
+
+@pytest.fixture
+def moved() -> Watermark:
+    """A watermark that has moved on for longer than looks behind it go back, second by second."""
+    watermark = noted(took=timedelta(minutes=1))
+    for seconds in range(1, 90):
+        claim(watermark, NOON + seconds * SECOND)
+    return watermark
+
+
+NOW = NOON + 90 * SECOND
+
+
+def is_behind(start: datetime | None, now: datetime) -> bool:
+    """Whether the watermark was there so long ago, or a grain more."""
+    assert start is not None
+    ago = now - LAG - start
+    return BEHIND <= ago <= BEHIND + GRAIN
+
+
+def test_a_look_behind_starts_where_the_watermark_was(moved: Watermark) -> None:
+    assert is_behind(claim(moved, NOW), NOW)
+
+
+def test_a_look_behind_is_made_at_intervals(moved: Watermark) -> None:
+    claim(moved, NOW)
+    assert claim(moved, NOW + MILLISECOND) == NOW - LAG
+    assert claim(moved, NOW + PAUSE_BEHIND - MICROSECOND) == NOW + MILLISECOND - LAG
+    now = NOW + PAUSE_BEHIND
+    assert is_behind(claim(moved, now), now)
+
+
+def test_a_look_at_everything_puts_off_the_look_behind(moved: Watermark) -> None:
+    moved.note(NOW, None, None, SECOND)
+    now = NOW + PAUSE_BEHIND - MICROSECOND
+    assert claim(moved, now) == NOW - LAG
+
+
+def test_a_look_behind_goes_back_in_a_backlog_as_in_time() -> None:
+    """What another relay had claimed a minute ago was due hours ago."""
+    hours_ago = NOON - timedelta(hours=3)
+    watermark = noted(took=timedelta(minutes=1), latest=hours_ago)
+    for seconds in range(1, 80):
+        now, latest = NOON + seconds * SECOND, hours_ago + seconds * SECOND
+        watermark.note(now, watermark.start(now), latest, MILLISECOND)
+    assert watermark.start(NOON + 80 * SECOND) == hours_ago + 19 * SECOND
+
+
+def test_a_look_behind_is_one_at_everything_at_first() -> None:
+    """What another relay held when this one began may have been due at any time."""
+    watermark = Watermark(BEHIND)
+    looks = {seconds: claim(watermark, NOON + seconds * SECOND) for seconds in range(1, 91)}
+    made = [seconds for seconds, start in looks.items() if start is None]
+    assert made == [*range(1, JUDGED + 1), *range(JUDGED + 10, 62, 10)]
+
+
+def test_a_look_behind_starts_no_later_than_the_watermark(moved: Watermark) -> None:
+    """Which goes back to what another look has found."""
+    moved.note(NOW, None, NOON - 5 * SECOND, SECOND)
+    assert claim(moved, NOW + PAUSE_BEHIND) == NOON - 5 * SECOND
+
+
+def test_no_more_positions_are_remembered_than_are_needed(moved: Watermark) -> None:
+    for number in range(1000):
+        claim(moved, NOW + number * 100 * MILLISECOND)
+    assert len(moved._positions) <= BEHIND / GRAIN + 2
+
+
+# When a look is cheap
 
 
 def test_a_few_slow_looks_are_a_busy_machines() -> None:
@@ -84,14 +168,14 @@ def test_a_few_slow_looks_are_a_busy_machines() -> None:
 
 
 def test_the_first_looks_are_not_judged() -> None:
-    watermark = Watermark()
+    watermark = Watermark(BEHIND)
     for _ in range(JUDGED - 1):
         watermark.note(NOON, None, None, SECOND)
         assert watermark.start(NOON) is None
 
 
 def test_what_is_found_takes_its_time() -> None:
-    watermark = Watermark()
+    watermark = Watermark(BEHIND)
     for _ in range(JUDGED):
         watermark.note(NOON, None, NOON, CHEAP + 500 * EACH, found=500)
     assert watermark.start(NOON) is None
@@ -104,7 +188,7 @@ def test_one_cheap_look_is_enough_to_look_each_time() -> None:
 
 
 def test_where_a_claim_would_start_is_told_before_the_time_is_known() -> None:
-    assert Watermark().start() is None
+    assert Watermark(BEHIND).start() is None
     assert noted().start() == NOON - LAG
     assert noted(took=MILLISECOND).start() is None
 
@@ -122,7 +206,7 @@ def test_a_clock_that_was_set_back_is_noticed() -> None:
     watermark = noted()
     watermark.note(NOON + SECOND, NOON, None, MILLISECOND)
     assert watermark.start(NOON + SECOND - MILLISECOND) is None
-    assert watermark.start(NOON + SECOND) == NOON + SECOND - LAG
+    assert watermark.start(NOON + SECOND) is not None
 
 
 def test_a_clock_that_was_set_forward_costs_one_look() -> None:
@@ -130,4 +214,4 @@ def test_a_clock_that_was_set_forward_costs_one_look() -> None:
     tomorrow = NOON + timedelta(days=1)
     assert watermark.start(tomorrow) is None
     watermark.note(tomorrow, None, None, 10 * MILLISECOND)
-    assert watermark.start(tomorrow + SECOND) == tomorrow - LAG
+    assert watermark.start(tomorrow + SECOND) is not None

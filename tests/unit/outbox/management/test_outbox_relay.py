@@ -136,6 +136,22 @@ def test_a_signal_may_come_while_the_relay_looks_whether_to_stop(
     assert capsys.readouterr().out.splitlines()[-1] == "Stopped."
 
 
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.django_db(transaction=True)
+def test_signals_wake_the_main_thread() -> None:
+    """The system may send one to any thread that takes it, and the handler would not run."""
+    masks = []
+
+    class Ended(Relay):
+        def run(self, stop: threading.Event | None = None, beat: object = None) -> None:
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    Command()._run([Ended(), Ended()], None)
+    assert [mask & {signal.SIGTERM, signal.SIGINT} for mask in masks] == 2 * [
+        {signal.SIGTERM, signal.SIGINT}
+    ]
+
+
 # Several databases
 
 
