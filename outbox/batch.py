@@ -171,6 +171,7 @@ class Batch:
     def _take(self, messages: OutboxQuerySet) -> None:
         now = messages.limit_transaction(conf.CLAIM_TIMEOUT)
         self._now = _stamp(now)
+        sweep(messages, self._watermark, now)
         start = self._watermark.start(now)
         began = time.perf_counter()
         self._claim = messages.claim(self._size, conf.BATCH_BYTES, start)
@@ -229,6 +230,17 @@ class Batch:
             and message.queue
             and not is_empty(message.queue)
         ]
+
+
+def sweep(messages: OutboxQuerySet, watermark: Watermark, now: datetime) -> bool:
+    """Look whether anything is due before the watermark, at a part of that, if it is time to."""
+    if (stretch := watermark.stretch(now)) is None:
+        return False
+    began = time.perf_counter()
+    _, due = messages.look(*stretch)
+    took = timedelta(seconds=time.perf_counter() - began)
+    watermark.note_stretch(now, stretch[0], took, due=due)
+    return due
 
 
 def _stamp(moment: datetime) -> str:

@@ -14,7 +14,7 @@ from celery.app import app_or_default
 from django.db import InterfaceError, InternalError, OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from outbox.batch import Batch, RelayResult, publish_timeout
+from outbox.batch import Batch, RelayResult, publish_timeout, sweep
 from outbox.burst import Burst
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
@@ -157,7 +157,7 @@ class Relay:
         if not due:
             took = timedelta(seconds=time.perf_counter() - began)
             watermark.note(now, start, None, took)
-        return due
+        return due or sweep(messages, watermark, now)
 
     def _batch_on(self, connection: BaseDatabaseWrapper) -> Batch:
         return Batch(

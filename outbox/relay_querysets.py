@@ -91,13 +91,16 @@ class RelayQuerySet(QuerySet):
             moment: datetime = cursor.fetchone()[0]
             return moment
 
-    def look(self, start: datetime | None = None) -> tuple[datetime, bool]:
+    def look(
+        self, start: datetime | None = None, end: datetime | None = None
+    ) -> tuple[datetime, bool]:
         """Return the database's time, and whether anything is due, for less than a claim costs.
 
-        ``start``: as for a claim. What another relay holds is due as well.
+        ``start``: as for a claim. ``end``: before which it became due. What another relay holds is
+        due as well.
         """
         with connections[self.db].cursor() as cursor:
-            cursor.execute(LOOK, [start or "-infinity"])
+            cursor.execute(LOOK, [start or "-infinity", end or "infinity"])
             looked: tuple[datetime, bool] = cursor.fetchone()
             return looked
 
@@ -172,7 +175,9 @@ DUE = """
 # In the index's order, or with old statistics the planner would walk the table.
 LOOK = f"""
 SELECT clock_timestamp(), (
-    SELECT available_at FROM outbox_outboxmessage WHERE {DUE} ORDER BY available_at, id LIMIT 1
+    SELECT available_at FROM outbox_outboxmessage
+    WHERE {DUE} AND available_at < %s::timestamptz
+    ORDER BY available_at, id LIMIT 1
 ) IS NOT NULL
 """
 

@@ -14,6 +14,7 @@ from django.core import checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import connections
+from django.utils.module_loading import autodiscover_modules
 
 from idempotency.checks import WINDOW, require_window
 from outbox.checks import (
@@ -152,6 +153,7 @@ def test_a_broker_that_cannot_be_is_an_error_and_no_traceback(
 def test_a_broker_whose_client_is_not_installed_is_an_error_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    autodiscover_modules("tasks")  # those of the sample project use it
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://h")
     monkeypatch.setattr("kombu.transport._transport_cache", {})
     monkeypatch.delitem(sys.modules, "kombu.transport.redis", raising=False)

@@ -16,6 +16,7 @@ from outbox.models import OutboxMessage
 from outbox.publisher import Publisher
 from outbox.querysets import OutboxQuerySet
 from outbox.relay import Relay, RelayResult
+from outbox.sweep import Sweep
 from outbox.watermark import LAG
 from tests.helpers import wait_for
 from tests.project import tasks
@@ -35,26 +36,31 @@ NEVER = timedelta(hours=1)
 
 
 @pytest.fixture
-def pause(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Have every look further back be dear, and the next one so much later."""
-
-    def set_pause(pause: timedelta) -> None:
-        monkeypatch.setattr("outbox.watermark.CHEAP", timedelta.min)
-        monkeypatch.setattr("outbox.watermark.JUDGED", 1)
-        monkeypatch.setattr("outbox.watermark.PAUSES", 10**9)
-        monkeypatch.setattr("outbox.watermark.LONGEST_PAUSE", pause)
-        monkeypatch.setattr("outbox.watermark.PAUSE_BEHIND", NEVER)
-
-    set_pause(NEVER)
-    return set_pause
+def dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at everything take too long, and it is not yet time for a look behind."""
+    monkeypatch.setattr("outbox.watermark.CHEAP", timedelta.min)
+    monkeypatch.setattr("outbox.watermark.JUDGED", 1)
+    monkeypatch.setattr("outbox.watermark.PAUSE_BEHIND", NEVER)
 
 
 @pytest.fixture
-def seeking(pause: Any, relay: Relay) -> Relay:
-    """A relay that has looked at everything, and began so long ago that others hold no more."""
+def unswept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not yet time for a sweep."""
+    monkeypatch.setattr(Sweep, "stretch", lambda *args, **options: None)
+
+
+@pytest.fixture
+def seeking(dear: None, unswept: None, relay: Relay) -> Relay:
+    """A relay that has looked at everything."""
     assert relay._round() == RelayResult()
-    watermark = relay._watermark
-    watermark._positions[0] = watermark._last, watermark._start
+    return relay
+
+
+@pytest.fixture
+def sweeping(dear: None, monkeypatch: pytest.MonkeyPatch, relay: Relay) -> Relay:
+    """A relay that has looked at everything, and has all the time for sweeps."""
+    monkeypatch.setattr("outbox.sweep.PAUSES", 0)
+    assert relay._round() == RelayResult()
     return relay
 
 
@@ -157,14 +163,6 @@ def test_what_another_relay_held_for_a_while(seeking: Relay) -> None:
         assert with_a_look_behind(seeking)
 
 
-def test_what_another_relay_held_when_this_one_began(relay: Relay, pause: Any) -> None:
-    message(available_at=MOMENT)
-    with meanwhile(enqueue=False) as end:
-        assert relay._round() == RelayResult()
-        ended(end)
-        assert with_a_look_behind(relay)
-
-
 def with_a_look_behind(relay: Relay) -> bool:
     """Whether a message is published with the next look behind the watermark, and not before."""
     assert relay._round() == RelayResult()
@@ -172,27 +170,47 @@ def with_a_look_behind(relay: Relay) -> bool:
     return relay._round() == RelayResult(published=1)
 
 
-# What it passes by, until it looks at everything
+# What it passes by, until a sweep comes to it
 
 
-def with_a_look_at_everything(relay: Relay) -> bool:
-    """Whether a message is published with the next look at everything, and not before."""
-    assert not with_a_look_behind(relay)
-    relay._watermark._next_look = relay._watermark._last
-    return relay._round() == RelayResult(published=1)
+def test_what_became_due_long_ago_and_appears_now(sweeping: Relay) -> None:
+    for ago in (timedelta(0), timedelta(hours=1), timedelta(days=30)):
+        message(available_at=Now() - ago - 2 * LAG)
+        wait_for(lambda: sweeping._round().published, timeout=5, interval=0)
 
 
-def test_what_was_retried_by_a_transaction_longer_than_the_lag(seeking: Relay) -> None:
-    message(available_at=Now() - 2 * LAG)
-    assert with_a_look_at_everything(seeking)
+def test_what_was_never_due_before_time_began(sweeping: Relay) -> None:
+    row = message()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE outbox_outboxmessage SET available_at = '-infinity' WHERE id = %s", [row.pk]
+        )
+    wait_for(lambda: sweeping._round().published, timeout=5, interval=0)
 
 
-def test_a_look_at_everything_comes_by_itself(seeking: Relay, pause: Any) -> None:
-    pause(timedelta(milliseconds=300))
-    seeking.run_once()
+def test_what_another_relay_held_when_this_one_began(sweeping: Relay) -> None:
     message(available_at=MOMENT)
-    assert seeking._round() == RelayResult()
-    wait_for(lambda: seeking._round().published, timeout=5)
+    with meanwhile(enqueue=False) as end:
+        sweeping._watermark.forget()
+        for _ in range(100):
+            assert sweeping._round() == RelayResult()
+        ended(end)
+    wait_for(lambda: sweeping._round().published, timeout=5, interval=0)
+
+
+def test_a_burst_is_swept_behind(
+    sweeping: Relay, memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may go on for hours."""
+    for number in range(100):
+        message(available_at=MOMENT + timedelta(seconds=number))
+    with closing(Relay(batch_size=2)) as relay, closing(relay._results()) as results:
+        for _ in range(3):
+            next(results)
+        late = message(available_at=MOMENT - timedelta(days=1))
+        for _ in range(30):
+            next(results)
+    assert str(late.pk) in memory_broker.ids()
 
 
 def test_a_look_at_everything_that_costs_no_more_is_made_each_time(relay: Relay) -> None:
@@ -235,16 +253,26 @@ def test_an_idle_relay_claims_only_when_something_is_due(
         assert len(claims) == 3
 
 
-def test_an_idle_relay_looks_at_everything_every_now_and_then(
-    relay: Relay, pause: Any, memory_broker: MemoryBroker
-) -> None:
-    pause(timedelta(milliseconds=300))
-    with closing(relay._results()) as results:
+def test_an_idle_relay_sweeps(sweeping: Relay, memory_broker: MemoryBroker) -> None:
+    with closing(sweeping._results()) as results:
         for _ in range(3):
             assert next(results) == RelayResult()
         row = message(available_at=MOMENT)
+        wait_for(lambda: next(results).published, timeout=5, interval=0)
+    assert memory_broker.ids() == [str(row.pk)]
+
+
+def test_an_idle_relay_looks_behind(seeking: Relay, memory_broker: MemoryBroker) -> None:
+    with closing(seeking._results()) as results:
         assert next(results) == RelayResult()
-        wait_for(lambda: next(results).published, timeout=5)
+        row = message()
+        with meanwhile(enqueue=False) as end:
+            wait_for(lag_is_over)
+            seeking._round()
+            ended(end)
+        assert next(results) == RelayResult()
+        seeking._watermark._next_look_behind = seeking._watermark._last
+        wait_for(lambda: next(results).published, timeout=5, interval=0)
     assert memory_broker.ids() == [str(row.pk)]
 
 
@@ -313,7 +341,7 @@ def raising(error: Exception) -> Any:
 
 
 def test_each_claim_of_a_burst_starts_where_the_last_one_came_to(
-    pause: Any, memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+    dear: None, unswept: None, memory_broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [message(available_at=MOMENT + timedelta(seconds=number)) for number in range(9)]
     starts: list[object] = []

@@ -12,9 +12,7 @@ from outbox.watermark import (
     GRAIN,
     JUDGED,
     LAG,
-    LONGEST_PAUSE,
     PAUSE_BEHIND,
-    PAUSES,
     Watermark,
 )
 
@@ -26,10 +24,8 @@ BEHIND = timedelta(minutes=1)
 
 
 def noted(*, took: timedelta = 10 * MILLISECOND, latest: datetime | None = None) -> Watermark:
-    """After looks at everything, the last at noon, each of which took ``took``."""
+    """After looks at everything at noon, each of which took ``took``."""
     watermark = Watermark(BEHIND)
-    for ago in (2 * BEHIND, BEHIND + SECOND):
-        watermark.note(NOON - ago, None, latest, took)
     for _ in range(JUDGED):
         watermark.note(NOON, None, latest, took)
     return watermark
@@ -57,35 +53,29 @@ def test_a_claim_starts_where_the_last_one_came_to_in_a_backlog() -> None:
     assert noted(latest=hours_ago).start(NOON + SECOND) == hours_ago
 
 
-def test_a_claim_from_the_watermark_moves_it_on_and_puts_nothing_off() -> None:
+def test_a_claim_from_the_watermark_moves_it_on() -> None:
     watermark = noted()
     for seconds in (1, 2, 3):
         now = NOON + seconds * SECOND
         watermark.note(now, NOON, None, MILLISECOND)
-        assert watermark.start(now) is not None
-    assert watermark.start(NOON + 10 * MILLISECOND * PAUSES) is None
+        assert watermark.start(now) == now - LAG
 
 
 @pytest.mark.parametrize(
-    ("took", "pause"),
+    ("took", "dear"),
     [
-        (MILLISECOND, timedelta(0)),
-        (CHEAP, timedelta(0)),
-        (CHEAP + MILLISECOND / 10, PAUSES * (CHEAP + MILLISECOND / 10)),
-        (5 * MILLISECOND, PAUSES * 5 * MILLISECOND),
-        (SECOND, LONGEST_PAUSE),
+        (MILLISECOND, False),
+        (CHEAP, False),
+        (CHEAP + MICROSECOND, True),
+        (SECOND, True),
     ],
 )
-def test_the_longer_a_look_at_everything_takes_the_rarer_it_is(
-    took: timedelta, pause: timedelta
-) -> None:
+def test_each_claim_looks_at_everything_while_that_is_cheap(took: timedelta, dear: bool) -> None:
     watermark = noted(took=took)
-    assert watermark.start(NOON + pause) is None
-    if pause:
-        assert watermark.start(NOON + pause - MICROSECOND) is not None
+    assert (watermark.start(NOON + MILLISECOND) is not None) == dear
 
 
-# Looks behind the watermark, between the looks at everything
+# Looks behind the watermark
 
 
 @pytest.fixture
@@ -119,12 +109,6 @@ def test_a_look_behind_is_made_at_intervals(moved: Watermark) -> None:
     assert is_behind(claim(moved, now), now)
 
 
-def test_a_look_at_everything_puts_off_the_look_behind(moved: Watermark) -> None:
-    moved.note(NOW, None, None, SECOND)
-    now = NOW + PAUSE_BEHIND - MICROSECOND
-    assert claim(moved, now) == NOW - LAG
-
-
 def test_a_look_behind_goes_back_in_a_backlog_as_in_time() -> None:
     """What another relay had claimed a minute ago was due hours ago."""
     hours_ago = NOON - timedelta(hours=3)
@@ -135,18 +119,17 @@ def test_a_look_behind_goes_back_in_a_backlog_as_in_time() -> None:
     assert watermark.start(NOON + 80 * SECOND) == hours_ago + 19 * SECOND
 
 
-def test_a_look_behind_is_one_at_everything_at_first() -> None:
-    """What another relay held when this one began may have been due at any time."""
-    watermark = Watermark(BEHIND)
-    looks = {seconds: claim(watermark, NOON + seconds * SECOND) for seconds in range(1, 91)}
-    made = [seconds for seconds, start in looks.items() if start is None]
-    assert made == [*range(1, JUDGED + 1), *range(JUDGED + 10, 62, 10)]
-
-
 def test_a_look_behind_starts_no_later_than_the_watermark(moved: Watermark) -> None:
     """Which goes back to what another look has found."""
-    moved.note(NOW, None, NOON - 5 * SECOND, SECOND)
-    assert claim(moved, NOW + PAUSE_BEHIND) == NOON - 5 * SECOND
+    hour_ago = NOW - timedelta(hours=1)
+    moved.note_stretch(NOW, hour_ago, MILLISECOND, due=True)
+    assert claim(moved, NOW) == hour_ago
+
+
+def test_a_look_at_everything_has_nothing_behind_it(moved: Watermark) -> None:
+    moved.forget()
+    assert claim(moved, NOW) is None
+    assert claim(moved, NOW + PAUSE_BEHIND) == NOW - LAG
 
 
 def test_no_more_positions_are_remembered_than_are_needed(moved: Watermark) -> None:
@@ -201,17 +184,60 @@ def test_what_is_claimed_and_not_settled_is_looked_for_everywhere() -> None:
     assert watermark.start(NOON + 2 * MILLISECOND) is not None
 
 
-def test_a_clock_that_was_set_back_is_noticed() -> None:
+# Sweeps of what lies further back
+
+
+def test_a_sweep_begins_at_the_watermark(moved: Watermark) -> None:
+    claim(moved, NOW)
+    stretch = moved.stretch(NOW + MILLISECOND)
+    assert stretch is not None
+    assert stretch[1] == moved.start(NOW + MILLISECOND)
+
+
+def test_there_is_none_while_each_claim_looks_at_everything() -> None:
+    assert Watermark(BEHIND).stretch(NOON) is None
+    assert noted(took=MILLISECOND).stretch(NOON + SECOND) is None
+
+
+def test_the_next_claim_starts_where_a_sweep_found_something(moved: Watermark) -> None:
+    moved.note_stretch(NOW, NOON - SECOND, MILLISECOND, due=False)
+    assert moved.start() != NOON - SECOND
+    moved.note_stretch(NOW, NOON - SECOND, MILLISECOND, due=True)
+    assert moved.start() == NOON - SECOND
+    moved.note_stretch(NOW, None, SECOND, due=True)
+    assert moved.start() is None
+
+
+@pytest.mark.parametrize("took", [MILLISECOND, SECOND])
+def test_a_look_at_everything_is_tried_when_a_sweep_was_cheap(
+    took: timedelta, moved: Watermark
+) -> None:
+    now, cheap = NOW, took < CHEAP
+    claim(moved, now)
+    for number in range(100):
+        stretch = moved.stretch(now)
+        assert stretch is not None
+        moved.note_stretch(now, stretch[0], MILLISECOND if number else took, due=False)
+        if stretch[0] is None:
+            break
+        claim(moved, now := now + timedelta(minutes=2))
+    assert (moved.start() is None) == cheap
+
+
+# The database's clock
+
+
+def test_a_clock_that_was_set_back_is_noticed(moved: Watermark) -> None:
     """What becomes due then lies behind the watermark."""
-    watermark = noted()
-    watermark.note(NOON + SECOND, NOON, None, MILLISECOND)
-    assert watermark.start(NOON + SECOND - MILLISECOND) is None
-    assert watermark.start(NOON + SECOND) is not None
+    moved.note_stretch(NOW, NOON, SECOND, due=False)
+    before = NOON - timedelta(days=1)
+    assert claim(moved, before) is None
+    assert claim(moved, before + SECOND) == before - LAG
+    assert moved.stretch(before + SECOND) is not None
+    assert claim(moved, before + PAUSE_BEHIND) == before - LAG
 
 
-def test_a_clock_that_was_set_forward_costs_one_look() -> None:
-    watermark = noted()
-    tomorrow = NOON + timedelta(days=1)
-    assert watermark.start(tomorrow) is None
-    watermark.note(tomorrow, None, None, 10 * MILLISECOND)
-    assert watermark.start(tomorrow + SECOND) is not None
+def test_a_clock_that_was_set_forward_costs_a_look_behind(moved: Watermark) -> None:
+    tomorrow = NOW + timedelta(days=1)
+    assert claim(moved, tomorrow) is not None
+    assert claim(moved, tomorrow + SECOND) == tomorrow - LAG

@@ -83,6 +83,8 @@ def test_a_look_tells_whether_a_claim_would_find_something() -> None:
     assert messages.look()[1]
     assert messages.look(MOMENT)[1]
     assert not messages.look(MOMENT + SECOND)[1]
+    assert messages.look(None, MOMENT + SECOND)[1]
+    assert not messages.look(None, MOMENT)[1]
 
 
 def test_a_moment_that_python_does_not_know_stops_nobody() -> None:
@@ -302,11 +304,15 @@ def test_the_index_serves_the_claim_with_the_statistics_of_a_backlog(
     assert claim() == due
 
 
-def look_plan(start: datetime | None) -> str:
+def look_sql(start: datetime | None, end: datetime | None = None) -> str:
     with CaptureQueriesContext(connection) as queries:
-        messages.look(start)
+        messages.look(start, end)
+    return str(queries[0]["sql"])
+
+
+def look_plan(start: datetime | None) -> str:
     with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN {queries[0]['sql']}")
+        cursor.execute(f"EXPLAIN {look_sql(start)}")
         return "\n".join(line for (line,) in cursor)
 
 

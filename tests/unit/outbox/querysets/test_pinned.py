@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from outbox.models import OutboxMessage
 from tests.sessions import another_session
-from tests.unit.outbox.querysets.test_claim import PUBLISHED_ROWS, claim_sql
+from tests.unit.outbox.querysets.test_claim import PUBLISHED_ROWS, claim_sql, look_sql
 from tests.unit.outbox.rows import empty_table, message
 
 if TYPE_CHECKING:
@@ -61,6 +61,19 @@ def test_a_claim_from_the_watermark_does_not_read_past_what_is_over(pinned: None
     assert since < 50
     execute("ANALYZE outbox_outboxmessage")
     assert pages_read(claim_sql(timezone.now() - SECOND)) < 50
+
+
+def test_a_look_at_a_stretch_reads_past_what_is_over_in_it(pinned: None) -> None:
+    """One entry a second."""
+    execute(PUBLISHED_ROWS, OVER)
+    execute(MAKE_DUE)
+    execute(SETTLE)
+    end = timezone.now() - OVER // 2 * SECOND
+    narrow = pages_read(look_sql(end - 10 * SECOND, end))
+    wide = pages_read(look_sql(end - OVER // 10 * SECOND, end))
+    assert narrow < 50 < OVER / 1000 < wide
+    execute("ANALYZE outbox_outboxmessage")
+    assert pages_read(look_sql(end - 10 * SECOND, end)) < 50
 
 
 def test_a_batch_of_a_purge_does_not_read_past_what_the_last_ones_deleted(pinned: None) -> None:
