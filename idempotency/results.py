@@ -1,6 +1,7 @@
 """How a result is stored: tagged JSON in bytes, so that it comes back equal in value and type.
 
-Pure. Only types that are listed here are written or read; no row can name a class to import.
+Pure. Only types that are listed here are written or read, and instances whose parts are; no row can
+name a class to import.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from idempotency import instances
 from idempotency.exceptions import ImproperlyUsed, ResultUnavailable
 
 CODEC = b"json1:"
 TAG, VALUE = "=", "v"
+INSTANCE = "instance"
 DEEPEST = 64
 ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 LARGEST_PLAIN = 13_000
@@ -58,11 +61,15 @@ def _pack(value: Any, path: str, depth: int) -> Any:
         return {TAG: kind.__name__, VALUE: _pack_all(value, path, depth)}
     if kind in PACK:
         return {TAG: kind.__name__, VALUE: PACK[kind](value)}
+    if (parts := instances.take_apart(value)) is not None:
+        packed = _pack_dict(parts, path, depth)
+        return {TAG: INSTANCE, VALUE: [kind.__module__, kind.__qualname__, packed]}
     raise ImproperlyUsed(
         f"{path}: a {kind.__module__}.{kind.__qualname__} would not come back from the table as "
         "it was, so the operation is rolled back. Return plain values (text, numbers, Decimal, "
-        "date and time, UUID, bytes, tuples, lists, sets, dictionaries), for example a primary "
-        "key instead of an instance."
+        "date and time, UUID, bytes, tuples, lists, sets, dictionaries), or an enum member, a "
+        "dataclass or a pydantic model of a class at its module's top level; for example a "
+        "primary key instead of a Django model."
     )
 
 
@@ -138,4 +145,5 @@ UNPACK: dict[str, Callable[[Any], Any]] = {
     "set": lambda packed: set(map(_unpack, packed)),
     "frozenset": lambda packed: frozenset(map(_unpack, packed)),
     "dict": lambda packed: {_unpack(name): _unpack(item) for name, item in packed},
+    INSTANCE: lambda packed: instances.put_together(packed[0], packed[1], _unpack(packed[2])),
 }

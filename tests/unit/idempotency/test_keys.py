@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal, localcontext
 from enum import Enum, IntEnum
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import pytest
 from django.contrib.auth.models import User
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from idempotency import make_key
 from idempotency.digests import fingerprint
@@ -176,14 +177,11 @@ def test_an_instance_is_its_label_and_primary_key() -> None:
 
 
 def test_a_pydantic_model_is_its_fields() -> None:
-    class Charge:
-        model_fields: ClassVar = {"order_id": None, "amount": None}
+    class Charge(BaseModel):
+        order_id: int
+        amount: int
 
-        def __init__(self, order_id: int, amount: int) -> None:
-            self.order_id = order_id
-            self.amount = amount
-
-    assert key(Charge(1, 2)) == key({"order_id": 1, "amount": 2})
+    assert key(Charge(order_id=1, amount=2)) == key({"order_id": 1, "amount": 2})
 
 
 def test_the_context_of_decimal_rounds_nothing() -> None:

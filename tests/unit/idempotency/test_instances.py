@@ -1,0 +1,204 @@
+"""Results that are instances: they come back equal in value and type, and run nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from datetime import date
+from decimal import Decimal
+from enum import Enum, Flag, IntEnum
+from typing import Any
+from uuid import UUID
+
+import pytest
+from django.db.models import TextChoices
+from pydantic import BaseModel, ConfigDict, PrivateAttr, RootModel
+
+from idempotency.exceptions import ImproperlyUsed, ResultUnavailable
+from idempotency.instances import put_together
+from idempotency.results import dumps, loads
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Color(Enum):
+    RED = "red"
+    UNIQUE = UUID(int=1)
+
+
+class Access(Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass
+class Money:
+    amount: Decimal
+    currency: str = "CHF"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    id: UUID
+    lines: tuple[Money, ...]
+    made: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        made.append(self)
+
+
+class Order:
+    class Status(TextChoices):
+        PAID = "paid"
+
+
+@dataclass(eq=False)
+class Incomparable:
+    at: int
+
+
+@dataclass
+class Container(list[int]):
+    at: int
+
+
+class Charge(BaseModel):
+    amount: Decimal
+    due: date | None = None
+    lines: list[Money] = []
+    inner: Charge | None = None
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Private(BaseModel):
+    _secret: int = PrivateAttr(default=1)
+
+
+Numbers = RootModel[list[int]]
+
+made: list[Receipt] = []
+
+VALUES: list[Any] = [
+    Level.HIGH,
+    Color.RED,
+    Color.UNIQUE,
+    Access.READ | Access.WRITE,
+    Order.Status.PAID,
+    Money(Decimal("1.50")),
+    Receipt(UUID(int=1), (Money(Decimal(1)), Money(Decimal(2), "EUR"))),
+    {"receipts": [Receipt(UUID(int=2), ())], Level.HIGH: Color.RED},
+    Charge(amount=Decimal("1.0"), inner=Charge(amount=Decimal(2), due=date(2026, 1, 1))),
+    Open.model_validate({"a": Color.RED, "fields": 1, "set": 2}),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_comes_back_equal_in_value_and_type(value: Any) -> None:
+    back = loads(dumps(value))
+    assert back == value
+    assert type(back) is type(value)
+    assert repr(back) == repr(value)
+
+
+def test_a_value_that_is_not_equal_to_itself_comes_back() -> None:
+    assert math.isnan(loads(dumps(Money(Decimal("NaN")))).amount)
+
+
+def test_what_was_not_set_is_not_set() -> None:
+    assert loads(dumps(Charge(amount=Decimal(1)))).model_dump(exclude_unset=True) == {
+        "amount": Decimal(1)
+    }
+
+
+def test_nothing_of_the_class_runs() -> None:
+    stored = dumps(Receipt(UUID(int=1), ()))
+    before = len(made)
+    loads(stored)
+    assert len(made) == before
+
+
+def changed(model: Private) -> Private:
+    model._secret = 2
+    return model
+
+
+def local() -> Any:
+    @dataclass
+    class Local:
+        at: int
+
+    return Local(1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        local(),
+        make_dataclass("Made", ["at"])(1),
+        Incomparable(1),
+        Container(1),
+        changed(Private()),
+        object.__new__(Money),
+    ],
+    ids=["local", "nameless", "compared by identity", "container", "private", "half made"],
+)
+def test_what_would_not_come_back_is_refused(value: Any) -> None:
+    with pytest.raises(ImproperlyUsed, match=rf"result: a .*{type(value).__name__} would not"):
+        dumps(value)
+
+
+def test_what_is_in_it_is_named_when_it_is_refused() -> None:
+    with pytest.raises(ImproperlyUsed, match=r"result\['currency'\]: a builtins\.object would"):
+        dumps(Money(Decimal(1), object()))  # type: ignore[arg-type]
+
+
+# A row that was written before the class changed, or by somebody else
+
+
+@pytest.fixture
+def stored() -> bytes:
+    return dumps(Money(Decimal(1)))
+
+
+def test_a_class_that_is_gone(stored: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(f"{__name__}.Money")
+    with pytest.raises(ResultUnavailable, match=r"instance of .*\.Money with amount, currency"):
+        loads(stored)
+
+
+@pytest.mark.parametrize("fields", [["amount"], ["amount", "currency", "more"], []])
+def test_a_class_with_other_fields(
+    fields: list[str], stored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.Money", make_dataclass("Money", fields))
+    with pytest.raises(ResultUnavailable, match="has changed since"):
+        loads(stored)
+
+
+def test_a_member_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = dumps(Color.RED)
+    monkeypatch.setattr(f"{__name__}.Color", Enum("Color", "BLUE"))
+    with pytest.raises(ResultUnavailable, match="has changed since"):
+        loads(stored)
+
+
+@pytest.mark.parametrize(
+    "name", ["subprocess.Popen", "builtins.list", "os.system", "idempotency.instances.sys"]
+)
+def test_a_row_cannot_name_anything_else(name: str) -> None:
+    module, _, name = name.rpartition(".")
+    with pytest.raises(ResultUnavailable):
+        put_together(module, name, {"args": ["true"]})
+
+
+def test_a_row_cannot_have_a_module_imported() -> None:
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ResultUnavailable):
+        put_together("antigravity", "Money", {"amount": 1})
+    assert "antigravity" not in sys.modules
