@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.faults.injection import Injector
 from tests.faults.ledger import audit, in_flight, suspects
+from tests.faults.looks import DEAR_LOOKS
 from tests.faults.members import Member
 from tests.faults.network import Network
 from tests.faults.producers import Producers
@@ -51,6 +52,11 @@ class Plan:
     messages: int
     faults: int
     rate: float  # messages a second
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of its relays and workers; with every other seed relays seek."""
+        return ENV | ({DEAR_LOOKS: "1"} if self.seed % 2 else {})
 
     def draw(self) -> list[Fault]:
         return draw_faults(self.seed, self.faults, messages=self.messages)
@@ -111,7 +117,7 @@ class Campaign:
         began = time.monotonic()
         with Network() as network, trail(self._system.using):
             for name in MEMBERS:
-                self._members[name] = Member(name, self._system, network, ENV)
+                self._members[name] = Member(name, self._system, network, self._plan.env)
             try:
                 for member in self._members.values():
                     member.start()
