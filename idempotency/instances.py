@@ -41,9 +41,10 @@ def put_together(module: str, name: str, parts: dict[str, Any]) -> Any:
 
 
 def _find(module: str, name: str) -> Any:
+    """Look it up without asking anybody: a module may import what it is asked for."""
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
+        found = getattr(found, "__dict__", {}).get(part)
     return found
 
 

@@ -197,6 +197,14 @@ def test_a_row_cannot_name_anything_else(name: str) -> None:
         put_together(module, name, {"args": ["true"]})
 
 
+def test_a_row_cannot_ask_a_module_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sys.modules[__name__], "__getattr__", asked.append, raising=False)
+    with pytest.raises(ResultUnavailable):
+        put_together(__name__, "Lazy", {"amount": 1})
+    assert not asked
+
+
 def test_a_row_cannot_have_a_module_imported() -> None:
     assert "antigravity" not in sys.modules
     with pytest.raises(ResultUnavailable):
