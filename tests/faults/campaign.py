@@ -140,7 +140,7 @@ class Campaign:
         """Safety: whatever fails, the producers go on."""
         plan = self._plan
         waiting = plan.draw()
-        lasting: dict[str, Iterator[None]] = {}
+        lasting: dict[str, tuple[Fault, Iterator[None]]] = {}
         injector = Injector(self._members, self._system.broker, self._postgres, CLAIM_TIMEOUT)
         with Producers(plan.seed, rate=plan.rate, using=self._system.using) as producers:
             moved_at, moved = time.monotonic(), 0
@@ -152,7 +152,7 @@ class Campaign:
                         break
                 self._begin(waiting, lasting, injector, producers)
                 for victim in list(lasting):
-                    if next(lasting[victim], self) is self:
+                    if next(lasting[victim][1], self) is self:
                         del lasting[victim]
                 self._supervise(producers)
                 if producers.committed != moved:
@@ -164,7 +164,7 @@ class Campaign:
     def _begin(
         self,
         waiting: list[Fault],
-        lasting: dict[str, Iterator[None]],
+        lasting: dict[str, tuple[Fault, Iterator[None]]],
         injector: Injector,
         producers: Producers,
     ) -> None:
@@ -174,8 +174,10 @@ class Campaign:
         fault = waiting[0]
         if producers.committed < fault.after or fault.victim in lasting:
             return
+        if lasting and (fault.alone or any(other.alone for other, _ in lasting.values())):
+            return
         logger.info("%s", fault)
-        lasting[fault.victim] = injector.inject(waiting.pop(0))
+        lasting[fault.victim] = fault, injector.inject(waiting.pop(0))
         self._outcome.faults[f"{fault.role}: {fault.kind}"] += 1
 
     def _supervise(self, producers: Producers) -> None:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 # Seconds within which a relay should have something in its claim: longer than its longest wait
 # after an outage.
 AIM = 20.0
-LOSS = 5  # messages that the broker shall have to lose
+# Messages that the broker shall have to lose: more than it may have back from the two workers,
+# which have executed these and could not say so.
+LOSS = 2 * 8 + 5
 
 # Seconds that a fault lasts, from and to.
 LASTING = {

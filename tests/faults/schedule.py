@@ -92,7 +92,8 @@ class Fault:
 
     By progress and not by the clock: the moment is the same one on a slow machine. ``share`` of
     the kind's longest time it lasts. ``aimed``: a relay is met with messages in its claim, and with
-    ``sent`` the broker has been sent them.
+    ``sent`` the broker has been sent them. Nothing else fails while one lasts that is to be
+    ``alone``: a run must have a takeover and a redelivery to say anything.
     """
 
     after: int
@@ -101,6 +102,7 @@ class Fault:
     share: float = 0.0
     aimed: bool = False
     sent: bool = False
+    alone: bool = False
 
     @property
     def role(self) -> str:
@@ -148,4 +150,5 @@ def _fault(chance: random.Random, role: str, kind: Kind, moment: int, *, is_firs
         aimed=role == "relay" and (kind in AIMED or chance.random() < 0.5),
         # What was sent may be executed before another relay can take it over.
         sent=chance.random() < 0.5 and not is_essential,
+        alone=is_essential,
     )
