@@ -29,6 +29,8 @@ from outbox.watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
+PUBLISHED_FROM = "published_from"
+
 # Publishing ends before the server would end the session of a relay that holds its claim too long.
 PUBLISH_SHARE = 2 / 3
 
@@ -130,7 +132,7 @@ class Batch:
     def _publish(self) -> None:
         made = {"published_at": self._now}
         if self.using != DEFAULT_DB_ALIAS:
-            made["published_from"] = self.using
+            made[PUBLISHED_FROM] = self.using
         self._expired = [message.id for message in self._claim if message.expired]
         try:
             self._waiting = self._still_waiting()
@@ -259,7 +261,10 @@ def _outgoing(
     readable, unreadable = [], {}
     for message in claim:
         try:
-            headers = wire.json_loads(message.headers) | made
+            headers = wire.json_loads(message.headers)
+            # A task that hands its own headers on hands this one on as well.
+            headers.pop(PUBLISHED_FROM, None)
+            headers |= made
             if "expires" in headers:
                 headers["expires"] = message.expires_at and _stamp(message.expires_at)
             properties = wire.json_loads(message.properties) | {}

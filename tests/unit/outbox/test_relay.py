@@ -149,6 +149,16 @@ def test_the_worker_is_told_of_an_alias_that_is_not_the_default(
     assert told == [None, "other"]
 
 
+def test_the_alias_of_a_message_whose_headers_were_handed_on_is_not_told(
+    relay: Relay, memory_broker: MemoryBroker
+) -> None:
+    enqueue(1, headers={"published_from": "other", "trace": "x"})
+    assert relay.run_once() == RelayResult(published=1)
+    (published,) = memory_broker.queue()
+    assert "published_from" not in published["headers"]
+    assert published["headers"]["trace"] == "x"
+
+
 def test_another_alias_has_its_own_relay(relay: Relay, memory_broker: MemoryBroker) -> None:
     here, there = enqueue(1), enqueue(2, using="other")
     assert relay.run_once() == RelayResult(published=len(here))
