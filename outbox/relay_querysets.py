@@ -181,6 +181,9 @@ SELECT clock_timestamp(), (
 ) IS NOT NULL
 """
 
+# Python knows no moment before the year 1 or after 9999, which a row written in SQL may have: one
+# such row would stop the relay for all.
+#
 # published_at is the moment of the settling, up to a claim's length after the publish: batches of
 # two relays that differ by less may lie in the queue in any order. The last receipts tell enough: a
 # search for a later one of each message would, after an outage, read for each of them whatever was
@@ -195,6 +198,7 @@ WITH locked AS (
     FOR UPDATE SKIP LOCKED
 ), bounded AS (
     SELECT *,
+        CASE WHEN expires_at < '9999-12-31' THEN greatest(expires_at, 'epoch') END AS expiry,
         sum(octet_length(body)) OVER (ORDER BY available_at, id) - octet_length(body)
             AS bytes_before
     FROM locked
@@ -207,8 +211,8 @@ WITH locked AS (
     GROUP BY queue
 )
 SELECT id, greatest(available_at, 'epoch'), task, exchange, routing_key, queue, headers,
-    properties, body, expires_at,
-    extract(epoch FROM expires_at - clock_timestamp())::float8,
+    properties, body, expiry,
+    extract(epoch FROM expiry - clock_timestamp())::float8,
     status = 'published',
     status = 'published' AND coalesce(bounded.published_at + %s < (
         SELECT receipts.published_at FROM receipts WHERE receipts.queue = bounded.queue

@@ -96,6 +96,24 @@ def test_a_moment_that_python_does_not_know_stops_nobody() -> None:
     assert claim() == [rows[1].pk, rows[0].pk]
 
 
+@pytest.mark.parametrize(
+    ("moment", "expired"),
+    [("-infinity", True), ("0044-03-15 BC", True), ("infinity", False), ("20000-01-01", False)],
+)
+def test_an_expiry_that_python_does_not_know_stops_nobody(moment: str, expired: bool) -> None:
+    rows = [message(), message()]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE outbox_outboxmessage SET expires_at = %s WHERE id = %s", [moment, rows[0].pk]
+        )
+    with transaction.atomic():
+        claimed = messages.claim(500, 10**9)
+    assert [(row.id, row.expired) for row in claimed] == [
+        (rows[0].pk, expired),
+        (rows[1].pk, False),
+    ]
+
+
 def test_a_claim_is_bounded_in_bytes_but_never_empty() -> None:
     rows = [
         message(signature=record.s("x" * size), available_at=MOMENT + timedelta(seconds=place))
