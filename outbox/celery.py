@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery import Task
+from celery.contrib.django.task import DjangoTask
 from celery.result import AsyncResult
 from django.db import connections, router, transaction
 
@@ -14,19 +14,20 @@ from outbox.exceptions import UnsupportedSignature
 if TYPE_CHECKING:
     from outbox.models import OutboxMessage
 
-    BaseTask = Task[Any, Any]
+    BaseTask = DjangoTask[Any, Any]
 else:
-    BaseTask = Task  # Celery 5.5 knows no subscript
+    BaseTask = DjangoTask  # Celery 5.5 knows no subscript
 
 
 class OutboxTask(BaseTask):
     """``@shared_task(base=OutboxTask)``, or ``Celery(task_cls=OutboxTask)`` for every task.
 
     A call writes a message in the current transaction, opening one where there is none, and
-    returns ``AsyncResult(message id)``. What Celery itself sends is not touched: retries,
-    continuations of a chain, callbacks, and beat, all of which name the task id or the producer.
-    Nor are ``app.send_task()`` and the calls of ``map()``, ``starmap()`` and ``chunks()``, which do
-    not call the task: enqueue those.
+    returns ``AsyncResult(message id)``. So do ``delay_on_commit()`` and
+    ``apply_async_on_commit()``, which return nothing. What Celery itself sends is not touched:
+    retries, continuations of a chain, callbacks, and beat, all of which name the task id or the
+    producer. Nor are ``app.send_task()`` and the calls of ``map()``, ``starmap()`` and
+    ``chunks()``, which do not call the task: enqueue those.
     """
 
     abstract = True
@@ -62,6 +63,16 @@ class OutboxTask(BaseTask):
         with transaction.atomic(using=router.db_for_write(messages.model)):
             message = messages.enqueue(signature)
         return self.AsyncResult(str(message.id))
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **options: Any) -> None:  # type: ignore[override]
+        if self.app.conf.task_always_eager:
+            super().apply_async_on_commit(*args, **options)
+        else:
+            # Not when it has committed: whoever dies between the two would lose it.
+            self.apply_async(*args, **options)
 
     def _belongs_to_celery(
         self, task_id: str | None, producer: Any, options: dict[str, Any]

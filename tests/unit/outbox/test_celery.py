@@ -91,6 +91,25 @@ def test_a_call_writes_a_message(call: Any, memory_broker: MemoryBroker) -> None
     assert ran == []
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: relayed.delay_on_commit("x"),
+        lambda: relayed.apply_async_on_commit(("x",), queue="celery"),
+    ],
+)
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_call_for_the_commit_is_written_before_it(
+    commits: bool, call: Any, memory_broker: MemoryBroker
+) -> None:
+    with transaction.atomic():
+        assert call() is None
+        assert_enqueued(relayed, args=["x"])
+        transaction.set_rollback(not commits)
+    assert messages.count() == commits
+    assert memory_broker.queue() == []
+
+
 @pytest.mark.django_db(transaction=True)
 def test_a_call_opens_a_transaction_where_there_is_none() -> None:
     result = relayed.delay("x")
@@ -239,6 +258,16 @@ def test_beat_publishes_at_once(memory_broker: MemoryBroker) -> None:
     )
     scheduler.apply_entry(entry, producer=scheduler.producer)
     assert len(memory_broker.queue()) == 1
+    assert ids() == set()
+
+
+def test_eager_mode_waits_for_the_commit_where_it_is_asked_to(
+    eager: None, django_capture_on_commit_callbacks: Any
+) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        relayed.delay_on_commit("x")
+        assert ran == []
+    assert ran == [("x",)]
     assert ids() == set()
 
 
