@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from celery import current_app
+from celery.exceptions import Reject
 from celery.signals import task_failure
 from django.db import OperationalError, router
 from django.dispatch import receiver
@@ -39,10 +40,11 @@ def record_failed(
     """Record a final failure: Celery sends this signal when no retry follows.
 
     A guarded task that lost its connection to the database has not failed by itself: its message
-    stays published, and a relay publishes it again.
+    stays published, and a relay publishes it again. So does one whose task rejects it, which Celery
+    tells of as well.
     """
     id = _uuid(task_id)
-    if id is None:
+    if id is None or isinstance(exception, Reject):
         return
     headers = getattr(getattr(sender, "request", None), "headers", None) or {}
     # The relay of another alias than the default one says which.

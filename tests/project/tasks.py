@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from celery import shared_task
+from celery.exceptions import Reject
 from django.db import connection, transaction
 
 from idempotency import idempotent
@@ -76,6 +77,14 @@ def fail_guarded(label: str) -> None:
     """Guarded, and its effect is rolled back each time."""
     take_effect(label)
     raise RuntimeError(label)
+
+
+@shared_task
+@idempotent
+def reject_guarded(label: str) -> None:
+    """Guarded; its message is turned down, and its effect rolled back."""
+    take_effect(label)
+    raise Reject(label)
 
 
 def dump(task: Task[..., Any]) -> None:

@@ -35,6 +35,7 @@ record_once_per_label: Any = tasks.record_once_per_label
 record_once_at_retry: Any = tasks.record_once_at_retry
 fail: Any = tasks.fail
 fail_guarded: Any = tasks.fail_guarded
+reject_guarded: Any = tasks.reject_guarded
 messages = OutboxMessage.objects
 
 
@@ -170,6 +171,22 @@ def test_a_retry_is_not_a_failure(relay: Relay, shared_worker: Process) -> None:
     wait_until(message, "executed", shared_worker)
     assert message.errors == []
     assert Effect.objects.count() == 1
+
+
+def test_a_rejected_message_has_not_failed_and_comes_again(
+    relay: Relay, shared_worker: Process, settings: Any
+) -> None:
+    settings.OUTBOX_REDELIVER_AFTER = 0.5
+    message = enqueue(reject_guarded.s("x"))
+    rejected = f"reject_guarded[{message.pk}] reject requeue=False"
+    relay.run_once()
+    wait_for(lambda: rejected in shared_worker.output(), message=shared_worker.output)
+    wait_for(messages.due().exists, message=shared_worker.output)
+    assert relay.run_once() == RelayResult(published=1)
+    wait_for(lambda: shared_worker.output().count(rejected) == 2, message=shared_worker.output)
+    message.refresh_from_db()
+    assert (message.status, message.errors) == ("published", [])
+    assert Effect.objects.count() == 0
 
 
 def test_a_failed_message_is_retried_under_its_id(relay: Relay, shared_worker: Process) -> None:

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from celery.exceptions import Reject
 from celery.signals import task_failure
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.test.utils import CaptureQueriesContext
@@ -102,6 +103,13 @@ def test_a_final_failure_is_recorded(task: Any) -> None:
     fail_finally(task, row.pk, LookupError("no such order"))
     row.refresh_from_db()
     assert (row.status, row.errors[0]["error"]) == ("failed", "LookupError: no such order")
+
+
+def test_a_rejection_is_no_failure() -> None:
+    row = message("published", record_once.s("x"))
+    fail_finally(record_once, row.pk, Reject("x"))
+    row.refresh_from_db()
+    assert (row.status, row.errors) == ("published", [])
 
 
 def test_a_final_failure_is_recorded_where_the_message_was_published_from() -> None:
