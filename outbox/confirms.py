@@ -20,6 +20,8 @@ from outbox.outgoing import Outgoing, Published
 # When a message makes the broker close the channel, only these are in doubt and go out again; a
 # larger window is hardly faster.
 WINDOW = 500
+# Seconds. RabbitMQ closes the channel on more than ten years; the worker looks at the header too.
+LONGEST_EXPIRATION = 10 * 365 * 86_400
 # Linux only: what is written goes out in full segments, and the rest when it is switched off.
 TCP_CORK: int | None = getattr(socket, "TCP_CORK", None)
 
@@ -71,7 +73,7 @@ class ConfirmingLink(Link):
     def _send(self, message: Outgoing, **options: Any) -> None:
         # What Producer.publish() does with a message that is serialized already, and no more.
         properties = dict(message.properties)
-        if message.expiration is not None:
+        if message.expiration is not None and message.expiration < LONGEST_EXPIRATION:
             properties["expiration"] = str(int(message.expiration * 1000))
         prepared = self.channel.prepare_message(
             message.body,

@@ -383,6 +383,17 @@ def test_the_time_to_live_counts_from_the_publish(broker: Broker, relay: Relay) 
     assert "expiration" not in second.properties
 
 
+def test_a_time_to_live_that_the_broker_refuses_is_left_to_the_worker(
+    broker: Broker, relay: Relay
+) -> None:
+    (row,) = enqueue(1, expires=11 * 365 * 86_400)
+    assert relay.run_once() == RelayResult(published=1)
+    (message,) = take_all(broker, "celery")
+    assert row.expires_at is not None
+    assert message.headers["expires"] == row.expires_at.isoformat()
+    assert "expiration" not in message.properties
+
+
 def test_an_expired_message_does_not_go_out(broker: Broker, relay: Relay) -> None:
     (late,) = enqueue(1, expires=0.001)
     (retried,) = enqueue(1, expires=0.001)
