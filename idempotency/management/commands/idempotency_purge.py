@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS
 
+from idempotency.management.databases import aliases_of, database_errors
 from idempotency.models import IdempotencyKey
 
 
@@ -30,20 +31,20 @@ class Command(BaseCommand):
     def handle(
         self, *args: Any, databases: str | Sequence[str] | None, batch_size: int, **options: Any
     ) -> None:
-        # call_command() may give one as text.
-        given = [databases] if isinstance(databases, str) else databases
-        aliases = list(dict.fromkeys(given or [DEFAULT_DB_ALIAS]))
-        for alias in aliases:
-            if alias not in connections:
-                raise CommandError(
-                    f"There is no database {alias!r} in DATABASES: {', '.join(connections)}."
-                )
+        aliases = aliases_of(databases)
         if batch_size < 1:
             raise CommandError(f"--batch-size must be at least 1, not {batch_size}.")
+        problems = []
         for alias in aliases:
-            keys = IdempotencyKey.objects.using(alias)
-            deleted = 0
-            while batch := keys.purge(batch_size):
-                deleted += batch
             prefix = f"{alias}: " if len(aliases) > 1 else ""
-            self.stdout.write(f"{prefix}deleted {deleted}")
+            keys, deleted = IdempotencyKey.objects.using(alias), 0
+            try:
+                with database_errors(alias):
+                    while batch := keys.purge(batch_size):
+                        deleted += batch
+            except CommandError as error:
+                problems.append(f"{prefix}{error}")
+            else:
+                self.stdout.write(f"{prefix}deleted {deleted}")
+        if problems:
+            raise CommandError("\n".join(problems))

@@ -9,8 +9,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
+from idempotency.management.databases import aliases_of, database_errors
 from outbox.conf import conf
-from outbox.management.databases import aliases_of, database_errors
 from outbox.models import OutboxMessage
 from outbox.ordering_querysets import purge_keys
 from outbox.querysets import FINISHED, PURGEABLE

@@ -14,10 +14,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
+from idempotency.management.databases import Unavailable, aliases_of, database_errors
 from outbox.conf import conf
 from outbox.exceptions import BrokerUnavailable
 from outbox.liveness import Liveness
-from outbox.management.databases import Unavailable, aliases_of, database_errors
 from outbox.models import OutboxMessage
 from outbox.relay import Relay
 

@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS
 
-from outbox.management.databases import aliases_of, database_errors
+from idempotency.management.databases import aliases_of, database_errors
 from outbox.status_querysets import Status, status_of
 
 ALERT = 1

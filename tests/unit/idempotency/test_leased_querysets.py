@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 
@@ -261,6 +261,20 @@ def test_the_command_purges_several_databases() -> None:
     arguments = ["--database", "other", "--database", "default"]
     call_command("idempotency_purge", *arguments, stdout=out)
     assert out.getvalue() == "other: deleted 0\ndefault: deleted 1\n"
+
+
+@pytest.mark.django_db(databases=["default", "other"])
+def test_a_database_that_is_away_does_not_keep_the_command_from_the_next() -> None:
+    make("k", State.COMPLETED, age=timedelta(hours=2))
+    out = StringIO()
+    with transaction.atomic(using="other"):
+        with connections["other"].cursor() as cursor:
+            cursor.execute("ALTER TABLE idempotency_idempotencykey RENAME TO elsewhere")
+        arguments = ["--database", "other", "--database", "default"]
+        with pytest.raises(CommandError, match=r"^other: .* Run manage\.py migrate\.$"):
+            call_command("idempotency_purge", *arguments, stdout=out)
+        transaction.set_rollback(True, using="other")
+    assert out.getvalue() == "default: deleted 1\n"
 
 
 def test_the_task_purges_a_bounded_number_of_batches() -> None:

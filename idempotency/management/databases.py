@@ -1,4 +1,4 @@
-"""Database aliases as the commands take them: what is wrong with one is one line."""
+"""Database aliases as the commands of both apps take them: what is wrong with one is one line."""
 
 from __future__ import annotations
 
