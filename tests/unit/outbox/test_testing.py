@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from unittest.mock import ANY
 
 import pytest
 from celery import chain, current_app, group, shared_task, signature
@@ -34,7 +35,7 @@ ran: list[Any] = []
 
 
 @shared_task(name="tests.note", bind=True)
-def _note(self: Task[..., Any], *args: Any) -> str:
+def _note(self: Task[..., Any], /, *args: Any, **kwargs: Any) -> str:
     ran.append((args, self.request.id))
     return f"noted {len(ran)}"
 
@@ -336,6 +337,17 @@ def test_arguments_and_key_are_compared() -> None:
     for other in others:
         with pytest.raises(AssertionError):
             assert_enqueued(record, **other)
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_arguments_are_compared_as_they_were_given(serializer: str) -> None:
+    args = [(1, ("x", Decimal("1.10"))), {2: b"y"}]
+    wanted = enqueue(note.s(*args, at={"a": (3,)}).set(serializer=serializer))
+    assert assert_enqueued(note, args=args, kwargs={"at": {"a": (3,)}}) == wanted
+    for other in ([(1, ("x", "1.10")), {2: b"y"}], [object(), ANY], []):
+        with pytest.raises(AssertionError):
+            assert_enqueued(note, args=other)
+    assert assert_enqueued(note, args=[ANY, ANY]) == wanted
 
 
 def test_a_failing_assertion_lists_what_there_is() -> None:
