@@ -20,7 +20,7 @@ ORDERING_KEY = "ordering_key"
 """The header of messages that have one, so that their receipts go on with the key."""
 RETRYABLE = ("dead", "failed", "expired")
 STUCK = Q(status="published", awaits_receipt=True, available_at=None)
-DISCARDABLE = ("pending", "dead", "failed")
+DISCARDABLE = Q(status__in=("pending", "dead", "failed")) | STUCK
 # Nobody waits for these, and no relay; a published message that awaits a receipt is not among them.
 FINISHED = ("executed", "published", "discarded")
 PURGEABLE = (*FINISHED, *RETRYABLE)
@@ -79,7 +79,7 @@ class OutboxQuerySet(RelayQuerySet):
 
     def discardable(self) -> OutboxQuerySet:
         """What ``discard`` moves."""
-        return self.filter(status__in=DISCARDABLE)
+        return self.filter(DISCARDABLE)
 
     def task_names(self, limit: int = 1000) -> list[str]:
         """Return the tasks' names in the whole table, in order, ``limit`` at most.
@@ -111,13 +111,11 @@ class OutboxQuerySet(RelayQuerySet):
         )
 
     def discard(self) -> int:
-        """End the pending, dead and failed messages of this queryset: they are not published.
+        """End the pending, dead, failed and stuck messages of this queryset: no relay takes them.
 
         A row that a relay holds at this moment is skipped. Returns how many moved.
         """
-        return self._move(
-            Q(status__in=DISCARDABLE), status="discarded", blocked=False, available_at=None
-        )
+        return self._move(DISCARDABLE, status="discarded", blocked=False, available_at=None)
 
     def purge(
         self, older_than: timedelta, batch_size: int = 1000, states: Iterable[str] = FINISHED

@@ -636,6 +636,14 @@ def test_a_stuck_message_can_be_retried(admin_client: Client) -> None:
     assert states(message) == ["pending"]
 
 
+def test_a_stuck_message_can_be_discarded(admin_client: Client) -> None:
+    message = enqueue("published", awaits_receipt=True, redeliveries=5)
+    asked = text_of(admin_client.get(page_of(message, "discard")))
+    assert "1 message will be discarded." in asked
+    admin_client.post(page_of(message, "discard"))
+    assert states(message) == ["discarded"]
+
+
 def test_the_discard_button(admin_client: Client) -> None:
     message = enqueue("dead")
     asked = text_of(admin_client.get(page_of(message, "discard")))

@@ -135,6 +135,19 @@ def test_discard_ends_it(status: str) -> None:
     assert (ended.status, ended.available_at) == ("discarded", None)
 
 
+def test_discard_ends_what_is_stuck_and_lets_its_key_go_on() -> None:
+    stuck, following = (
+        message(signature=record_once.s("x"), ordering_key="account:7") for _ in range(2)
+    )
+    rows = messages.filter(pk=stuck.pk)
+    rows.update(status="published", published_at=MOMENT)
+    assert messages.filter(pk=stuck.pk).discard() == 0, "it may still be redelivered"
+    rows.update(available_at=None)
+    assert messages.filter(pk=stuck.pk).discard() == 1
+    assert (status_of(stuck), status_of(following)) == ("discarded", "pending")
+    assert not following.blocked
+
+
 @pytest.mark.parametrize("status", ["published", "executed", "expired", "discarded"])
 def test_discard_leaves_the_rest(status: str) -> None:
     left = message(status)
