@@ -21,7 +21,8 @@ def take_apart(value: Any) -> dict[str, Any] | None:
         return None
     try:
         parts = _parts(value)
-        return parts if _assemble(kind, parts) == value else None
+        made = _assemble(kind, parts)
+        return parts if made == value and not _lacks(made, value) else None
     except Exception:  # of a class of somebody else's, which may do anything
         return None
 
@@ -53,8 +54,14 @@ def _parts(value: Any) -> dict[str, Any]:
         return {"value": value.value}
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    fields = {name: getattr(value, name) for name in type(value).model_fields}  # pydantic
-    return {"fields": fields | (value.model_extra or {}), "set": value.model_fields_set}
+    kind, private = type(value), value.__pydantic_private__
+    return {
+        "fields": {name: getattr(value, name) for name in kind.model_fields},
+        "set": value.__pydantic_fields_set__,
+        "extra": value.__pydantic_extra__,
+        "private": private,
+        "unset": set(kind.__private_attributes__) - set(private or ()),
+    }
 
 
 def _assemble(kind: Any, parts: dict[str, Any]) -> Any:
@@ -62,7 +69,30 @@ def _assemble(kind: Any, parts: dict[str, Any]) -> Any:
         return kind(parts["value"])
     if dataclasses.is_dataclass(kind):
         return _filled(object.__new__(cast(type, kind)), parts)
-    return kind.model_construct(parts["set"], **parts["fields"])
+    if kind.model_fields.keys() != parts["fields"].keys():
+        raise TypeError
+    # Like a copy of pydantic's; its model_construct() would run model_post_init().
+    state = {
+        "__dict__": dict(parts["fields"]),
+        "__pydantic_fields_set__": parts["set"],
+        "__pydantic_extra__": parts["extra"],
+        "__pydantic_private__": parts["private"],
+    }
+    # Where the class says None itself, as RootModel does, its instances have no place for it.
+    own = {name: part for name, part in state.items() if getattr(kind, name) is not part}
+    return _filled(object.__new__(kind), own)
+
+
+def _lacks(made: object, value: object) -> bool:
+    """Whether it lacks what somebody has set besides the fields, which equality does not see.
+
+    A cached property is computed again.
+    """
+    besides = getattr(value, "__dict__", {}).keys() - getattr(made, "__dict__", {}).keys()
+    return any(
+        not hasattr(getattr(type(value), name, None), "__get__")
+        for name in besides - {"__orig_class__"}  # of typing
+    )
 
 
 def _filled(made: object, parts: dict[str, Any]) -> object:

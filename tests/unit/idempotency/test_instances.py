@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import InitVar, dataclass, field, make_dataclass
 from datetime import date
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
-from typing import Any
-from uuid import UUID
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+from uuid import UUID, uuid4
 
 import pytest
 from django.db.models import TextChoices
-from pydantic import BaseModel, ConfigDict, PrivateAttr, RootModel
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel
 
 from idempotency.exceptions import ImproperlyUsed, ResultUnavailable
 from idempotency.instances import put_together
@@ -72,15 +73,65 @@ class Charge(BaseModel):
     inner: Charge | None = None
 
 
+class ChargeWithField(Charge):
+    more: int = 1
+
+
+class ChargeWithPrivate(Charge):
+    _more: int = 1
+
+
 class Open(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class Private(BaseModel):
     _secret: int = PrivateAttr(default=1)
+    _trace: UUID = PrivateAttr(default_factory=uuid4)
+    _unset: int = PrivateAttr()
 
 
-Numbers = RootModel[list[int]]
+class Counted(BaseModel):
+    """Its hook changes it, as it may at each construction."""
+
+    lines: list[int]
+
+    def model_post_init(self, context: Any) -> None:
+        self.lines.append(len(self.lines))
+
+
+class Swapped(BaseModel):
+    """Each field has the other's name as its alias."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    a: int = Field(alias="b")
+    b: int = Field(alias="a")
+
+
+class Numbers(RootModel[list[int]]):
+    pass
+
+
+@dataclass
+class Derived:
+    net: int
+    vat: InitVar[int]
+
+    def __post_init__(self, vat: int) -> None:
+        self.gross = self.net + vat
+
+
+V = TypeVar("V")
+
+
+@dataclass
+class Box(Generic[V]):
+    value: V
+
+    @cached_property
+    def size(self) -> int:
+        return len(str(self.value))
+
 
 made: list[Receipt] = []
 
@@ -95,15 +146,22 @@ VALUES: list[Any] = [
     {"receipts": [Receipt(UUID(int=2), ())], Level.HIGH: Color.RED},
     Charge(amount=Decimal("1.0"), inner=Charge(amount=Decimal(2), due=date(2026, 1, 1))),
     Open.model_validate({"a": Color.RED, "fields": 1, "set": 2}),
+    Open.model_validate({"cls": 1, "_fields_set": 2}),
+    Private(),
+    Counted(lines=[5]),
+    Swapped(a=1, b=2),
+    Numbers([1]),
+    Box[int](1),
 ]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_comes_back_equal_in_value_and_type(value: Any) -> None:
+    before = repr(value)
     back = loads(dumps(value))
     assert back == value
     assert type(back) is type(value)
-    assert repr(back) == repr(value)
+    assert repr(back) == repr(value) == before
 
 
 def test_a_value_that_is_not_equal_to_itself_comes_back() -> None:
@@ -123,9 +181,25 @@ def test_nothing_of_the_class_runs() -> None:
     assert len(made) == before
 
 
-def changed(model: Private) -> Private:
-    model._secret = 2
-    return model
+def test_a_private_attribute_comes_back() -> None:
+    private = Private()
+    private._secret = 2
+    back = loads(dumps(private))
+    assert (back._secret, back._trace) == (2, private._trace)
+    assert not hasattr(back, "_unset")
+
+
+def test_a_root_model_comes_back_with_nothing_else() -> None:
+    numbers = Numbers([1])
+    assert vars(loads(dumps(numbers))) == vars(numbers)
+
+
+def test_a_cached_property_is_computed_again() -> None:
+    box = Box(12)
+    assert box.size == 2
+    back = loads(dumps(box))
+    assert vars(back) == {"value": 12}
+    assert back.size == 2
 
 
 def local() -> Any:
@@ -143,10 +217,10 @@ def local() -> Any:
         make_dataclass("Made", ["at"])(1),
         Incomparable(1),
         Container(1),
-        changed(Private()),
+        Derived(1, 2),
         object.__new__(Money),
     ],
-    ids=["local", "nameless", "compared by identity", "container", "private", "half made"],
+    ids=["local", "nameless", "compared by identity", "container", "derived", "half made"],
 )
 def test_what_would_not_come_back_is_refused(value: Any) -> None:
     with pytest.raises(ImproperlyUsed, match=rf"result: a .*{type(value).__name__} would not"):
@@ -177,6 +251,14 @@ def test_a_class_with_other_fields(
     fields: list[str], stored: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{__name__}.Money", make_dataclass("Money", fields))
+    with pytest.raises(ResultUnavailable, match="has changed since"):
+        loads(stored)
+
+
+@pytest.mark.parametrize("now", [ChargeWithField, ChargeWithPrivate])
+def test_a_model_with_other_attributes(now: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = dumps(Charge(amount=Decimal(1)))
+    monkeypatch.setattr(f"{__name__}.Charge", now)
     with pytest.raises(ResultUnavailable, match="has changed since"):
         loads(stored)
 
