@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+LONGEST = timedelta(days=36_500)
+"""A century: a moment that far ahead is one for Python, PostgreSQL and Redis still."""
+
 
 class AppSettings:
     """Base of an app's settings: upper-case class attributes are the defaults.
@@ -77,6 +80,10 @@ class AppSettings:
         zero: Any = timedelta(0) if isinstance(value, timedelta) else 0
         if not isinstance(value, (bool, str, tuple)) and value <= zero:
             return f"{self.PREFIX}{name} must be greater than zero, not {value!r}."
+        if isinstance(default, timedelta):
+            longest: Any = LONGEST if isinstance(value, timedelta) else LONGEST.total_seconds()
+            if value > longest:
+                return f"{self.PREFIX}{name} must be at most {LONGEST}, not {value!r}."
         return None
 
 
@@ -141,11 +148,17 @@ def duration(
 ) -> timedelta:
     """Return a duration given in seconds or as a timedelta.
 
-    Raises ``TypeError`` for another type and ``ValueError`` for less than ``least``; both name it.
+    Raises ``TypeError`` for another type and ``ValueError`` for less than ``least`` or more than
+    ``LONGEST``; both name it.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, timedelta)):
         raise TypeError(f"{name}= is seconds or a timedelta, not {value!r}.")
-    given = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    try:
+        given = value if isinstance(value, timedelta) else timedelta(seconds=value)
+    except (OverflowError, ValueError):  # infinity, NaN
+        raise ValueError(f"{name}= must be at most {LONGEST}, not {value!r}.") from None
     if given < least:
         raise ValueError(f"{name}= must be at least {least}, not {value!r}.")
+    if given > LONGEST:
+        raise ValueError(f"{name}= must be at most {LONGEST}, not {value!r}.")
     return given

@@ -60,7 +60,7 @@ def idempotent_view(
     scope: Identify | None = ...,
     anonymous: Literal["reject", "ignore"] | Identify = ...,
     ttl: float | timedelta | None = ...,
-    wait: float | timedelta = ...,
+    wait: float | timedelta | None = ...,
     store_statuses: Collection[int] = ...,
     store_body: bool = ...,
     using: str | None = ...,
@@ -126,7 +126,7 @@ class ViewGuard:
         scope: Identify | None = None,
         anonymous: Literal["reject", "ignore"] | Identify = "reject",
         ttl: float | timedelta | None = None,
-        wait: float | timedelta = 0,
+        wait: float | timedelta | None = None,
         store_statuses: Collection[int] = (),
         store_body: bool = True,
         using: str | None = None,
@@ -146,7 +146,7 @@ class ViewGuard:
         self._scope = scope or caller
         self._anonymous = anonymous
         self._ttl = None if ttl is None else duration(ttl, "ttl")
-        self._wait = duration(wait, "wait", least=timedelta(0))
+        self._wait = timedelta(0) if wait is None else duration(wait, "wait", least=timedelta(0))
         self._store_statuses = frozenset(store_statuses)
         self._store_body = store_body
         self._using = using

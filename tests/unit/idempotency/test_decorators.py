@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -232,6 +233,8 @@ def test_it_goes_under_the_decorator_that_makes_a_task() -> None:
         ({"key": "{oder_id}"}, TypeError, "'oder_id', which is not an argument"),
         ({"scope": "{oder_id}"}, TypeError, "scope='{oder_id}' asks"),
         ({"ttl": 0}, ValueError, "ttl= must be at least"),
+        ({"ttl": timedelta(days=36_501)}, ValueError, "ttl= must be at most"),
+        ({"mode": "leased", "lease": timedelta.max}, ValueError, "lease= must be at most"),
         ({"wait": -1}, ValueError, "wait= must be at least"),
         ({"on_completed": "ignore"}, TypeError, "on_completed= is one of replay, execute, raise"),
         ({"on_in_progress": "ignore"}, TypeError, "on_in_progress= is one of"),

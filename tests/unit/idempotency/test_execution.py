@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from django.db import (
 from django.test.utils import CaptureQueriesContext
 
 from idempotency import idempotent
+from idempotency.conf import LONGEST
 from idempotency.exceptions import (
     ImproperlyUsed,
     KeyInProgress,
@@ -609,6 +611,9 @@ def test_server_side_binding_needs_two_statements(settings: Any) -> None:
         ({"scope": ["tenant"]}, ImproperlyUsed, "The scope for 'tests' is a list"),
         ({"ttl": 0}, ValueError, "ttl= must be at least"),
         ({"ttl": "1"}, TypeError, "ttl= is seconds or a timedelta"),
+        ({"ttl": timedelta.max}, ValueError, "ttl= must be at most"),
+        ({"ttl": math.inf}, ValueError, "ttl= must be at most"),
+        ({"wait": math.nan}, ValueError, "wait= must be at most"),
         ({"wait": -1}, ValueError, "wait= must be at least"),
     ],
 )
@@ -617,6 +622,12 @@ def test_what_is_not_an_operation_is_refused(
 ) -> None:
     with pytest.raises(error, match=text):
         run(**changed)
+
+
+@pytest.mark.django_db
+def test_the_longest_ttl_can_be_read_back() -> None:
+    run(ttl=LONGEST)
+    assert run(ttl=LONGEST).replayed
 
 
 @pytest.mark.parametrize("name", ["namespace", "scope", "key"])

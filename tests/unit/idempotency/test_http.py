@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.views import View
 import idempotency
 from idempotency import idempotent_view, mark_final
 from idempotency.exceptions import ImproperlyUsed
-from idempotency.http import NEVER_STORED, caller
+from idempotency.http import NEVER_STORED, ViewGuard, caller
 
 
 class Page(View):
@@ -42,6 +43,11 @@ class Page(View):
 def test_options(options: dict[str, Any], error: type[Exception], told: str) -> None:
     with pytest.raises(error, match=told):
         idempotent_view(**options)
+
+
+def test_no_wait_is_none_or_nothing() -> None:
+    for options in ({"wait": None}, {"wait": 0}, {}):
+        assert ViewGuard(**options)._wait == timedelta(0)
 
 
 def test_class_is_refused() -> None:

@@ -46,6 +46,13 @@ def test_a_setting_of_the_wrong_kind_is_refused_by_its_name(
         getattr(conf, name)
 
 
+@pytest.mark.parametrize("value", [timedelta.max, 1e300])
+def test_a_duration_beyond_any_calendar_is_refused(value: Any, settings: Any) -> None:
+    settings.OUTBOX_RETENTION = value
+    with pytest.raises(ImproperlyConfigured, match="OUTBOX_RETENTION must be at most"):
+        conf.RETENTION  # noqa: B018
+
+
 def test_each_setting_is_documented_where_it_is_declared() -> None:
     source = inspect.getsource(OutboxSettings)
     for name in NAMES:
