@@ -137,7 +137,8 @@ class Lease:
                 'check it as it commits. fenced() needs store="postgresql".'
             )
         self._require_held()
-        outer, self._fencing = self._fencing, True
+        steps, outer = self._steps, self._fencing
+        self._fencing = True
         try:
             with ExitStack() as stack:
                 # The keys' transaction ends last: until then its row lock keeps others out.
@@ -146,9 +147,13 @@ class Lease:
                 yield
                 self._write_extension()
         except BaseException:
-            # Rolled back, or not: the next step reads what is recorded.
-            self._steps = None
+            # Rolled back, or not: the next step reads what is recorded. What a block around this
+            # one has done is not, until that ends.
+            self._steps = steps if outer else None
             raise
+        else:
+            if not outer and connections[self.records.db].in_atomic_block:
+                self._steps = None  # the transaction around it may still be rolled back
         finally:
             self._fencing = outer
 

@@ -277,6 +277,33 @@ class TestFenced:
         leased(body)()
         assert effects() == ["a"]
 
+    def test_a_block_inside_that_is_rolled_back_forgets_no_step_of_the_one_around(self) -> None:
+        def body(fail: bool) -> None:
+            with fenced():
+                step("write", lambda: Effect.objects.create(label="a").label)
+                with suppress(LookupError), fenced():
+                    step("more", lambda: Effect.objects.create(label="b").label)
+                    raise LookupError
+            if fail:
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            leased(lambda: body(fail=True))()
+        leased(lambda: body(fail=False))()
+        assert effects() == ["a"]
+
+    def test_a_step_whose_block_is_rolled_back_by_a_transaction_around_it_runs_again(self) -> None:
+        def body() -> None:
+            with suppress(LookupError), transaction.atomic():
+                with fenced():
+                    step("write", lambda: Effect.objects.create(label="a").label)
+                raise LookupError
+            with fenced():
+                step("write", lambda: Effect.objects.create(label="a").label)
+
+        leased(body)()
+        assert effects() == ["a"]
+
     def test_a_step_whose_commit_was_reported_as_an_error_is_not_repeated(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
