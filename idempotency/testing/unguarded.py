@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from unittest.mock import patch
@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 from django.db import router, transaction
 from django.http.response import HttpResponseBase
+from django.test.utils import TestContextDecorator
 
 from idempotency.conf import conf
 from idempotency.decorators import Guard
@@ -19,17 +20,18 @@ from idempotency.http import ViewGuard
 from idempotency.models import IdempotencyKey
 from idempotency.ownership import Lease, current
 from idempotency.querysets import IdempotencyKeyManager
-from idempotency.stores import Taken, Terms
+from idempotency.stores import Found, Taken, Terms
 
 if TYPE_CHECKING:
-    from idempotency.stores import Found, Store
+    from idempotency.stores import Store
 
 T = TypeVar("T")
 
 
-@contextmanager
-def override_idempotency(*, enabled: bool) -> Iterator[None]:
+def override_idempotency(*, enabled: bool) -> TestContextDecorator:
     """Switch every guard off, as a context manager or decorator, for tests of what is guarded.
+
+    It decorates tests, sync and async, and ``TestCase`` classes (from ``setUp()`` on).
 
     With ``enabled=False`` nothing is recognised as a duplicate, replayed or refused: a function or
     task runs each time it is called, a view answers without an ``Idempotency-Key``, and neither
@@ -40,11 +42,23 @@ def override_idempotency(*, enabled: bool) -> Iterator[None]:
     It holds for all threads of this process until the block ends; blocks may be nested, and
     ``enabled=True`` guards again inside.
     """
-    replaced = GUARDED if enabled else UNGUARDED
-    with ExitStack() as stack:
-        for (owner, name), function in replaced.items():
-            stack.enter_context(patch.object(owner, name, function))
-        yield
+    return _Override(GUARDED if enabled else UNGUARDED)
+
+
+class _Override(TestContextDecorator):
+    def __init__(self, replaced: dict[tuple[type, str], Any]) -> None:
+        super().__init__()
+        self._replaced = replaced
+        self._entered: list[ExitStack] = []
+
+    def enable(self) -> None:
+        with ExitStack() as stack:
+            for (owner, name), function in self._replaced.items():
+                stack.enter_context(patch.object(owner, name, function))
+            self._entered.append(stack.pop_all())
+
+    def disable(self) -> None:
+        self._entered.pop().close()
 
 
 def _call(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -100,18 +114,23 @@ def _lease(guard: Guard) -> Lease:
 
 
 class Nowhere:
-    """A store for a lease that is always held and never written."""
+    """A store for a lease that is always held, and forgotten with it."""
 
     unreachable: ClassVar[tuple[type[Exception], ...]] = ()
     in_database: ClassVar[bool] = True
 
+    def __init__(self) -> None:
+        self._record = IdempotencyKey()
+
     def claim_lease(self, operation: Operation, terms: Terms, token: UUID, owner: str) -> Taken:
+        self._record.token = token
         return Taken(attempt=1, checkpoint=None, reclaimed=False)
 
     def extend(
         self, operation: Operation, token: UUID, lease: timedelta, checkpoint: bytes | None = None
     ) -> bool:
+        self._record.checkpoint = checkpoint or self._record.checkpoint
         return True
 
     def look_up(self, operation: Operation) -> Found | None:
-        return None
+        return Found(self._record, timedelta(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import RequestFactory, TestCase
@@ -509,6 +511,39 @@ def test_switched_off_leased_work_has_its_words() -> None:
     assert len(set(keys)) == 2
     assert Effect.objects.count() == 2
     assert not IdempotencyKey.objects.exists()
+
+
+@override_idempotency(enabled=False)
+def test_switched_off_a_step_that_was_rolled_back_runs_again() -> None:
+    @idempotent(key="k", mode="leased")
+    def operation() -> int:
+        step("first", lambda: effect(1))
+        for failure in (LookupError, None):
+            with suppress(LookupError), fenced():
+                step("book", effect)
+                if failure is not None:
+                    raise failure
+        return step("first", lambda: 0)
+
+    assert operation() == 1
+    assert Effect.objects.count() == 2
+
+
+@idempotent(key="{label}")
+def labelled(label: str) -> int:
+    return int(Effect.objects.create(label=label).pk)
+
+
+@override_idempotency(enabled=False)
+class SwitchedOff(TestCase):
+    def test_each_test_of_the_class(self) -> None:
+        assert labelled("a") != labelled("a")
+
+
+class SwitchedOffAsync(TestCase):
+    @override_idempotency(enabled=False)
+    async def test_an_async_test(self) -> None:
+        assert await sync_to_async(labelled)("a") != await sync_to_async(labelled)("a")
 
 
 @override_idempotency(enabled=False)
