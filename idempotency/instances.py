@@ -22,7 +22,9 @@ def take_apart(value: Any) -> dict[str, Any] | None:
     try:
         parts = _parts(value)
         made = _assemble(kind, parts)
-        return parts if made == value and not _lacks(made, value) else None
+        # By its parts, of which NaN is one and the same, though equal to nothing.
+        equal = kind.__eq__ is not object.__eq__ and _parts(made) == parts
+        return parts if made is value or (equal and not _lacks(made, value)) else None
     except Exception:  # of a class of somebody else's, which may do anything
         return None
 
