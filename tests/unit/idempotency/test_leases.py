@@ -287,9 +287,7 @@ class TestFenced:
             if fail:
                 raise RuntimeError
 
-        with pytest.raises(RuntimeError):
-            leased(lambda: body(fail=True))()
-        leased(lambda: body(fail=False))()
+        fail_once(body)
         assert effects() == ["a"]
 
     def test_a_step_whose_block_is_rolled_back_by_a_transaction_around_it_runs_again(self) -> None:
@@ -324,14 +322,19 @@ class TestFenced:
             if fail:
                 raise RuntimeError
 
-        with pytest.raises(RuntimeError):
-            leased(lambda: body(fail=True))()
-        leased(lambda: body(fail=False))()
+        fail_once(body)
         assert effects() == ["a"]
 
     def test_outside_leased_work_is_refused(self) -> None:
         with pytest.raises(ImproperlyUsed, match=r"fenced\(\) belongs inside"), fenced():
             pass
+
+
+def fail_once(body: Callable[..., None]) -> None:
+    """Execute it twice: the first time it fails."""
+    with pytest.raises(RuntimeError):
+        leased(lambda: body(fail=True))()
+    leased(lambda: body(fail=False))()
 
 
 def lose_the_answer_to_commit(monkeypatch: pytest.MonkeyPatch) -> None:

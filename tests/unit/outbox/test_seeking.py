@@ -179,7 +179,7 @@ def test_what_became_due_long_ago_and_appears_now(sweeping: Relay) -> None:
         wait_for(lambda: sweeping._round().published, timeout=5, interval=0)
 
 
-def test_what_was_never_due_before_time_began(sweeping: Relay) -> None:
+def test_what_is_due_since_before_any_moment(sweeping: Relay) -> None:
     row = message()
     with connection.cursor() as cursor:
         cursor.execute(
