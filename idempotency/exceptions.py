@@ -26,6 +26,14 @@ class KeyInProgress(IdempotencyError):
         self.retry_after = retry_after
 
 
+class StoreUnavailable(KeyInProgress):
+    """The Redis server where leases are kept does not answer, or takes no writes: call again later.
+
+    Nothing is executed without a lease. If it went away later, what the body has done and not
+    recorded as a step is done again.
+    """
+
+
 class KeyReused(IdempotencyError):
     """The key belongs to a finished operation whose result this call may not have.
 

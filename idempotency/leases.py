@@ -52,9 +52,10 @@ def run_leased(
     """Run ``body`` under a lease unless the operation has run before; then return what it gave.
 
     ``records`` is where the signals' receivers write. Raises ``KeyInProgress`` while another
-    owner's lease lives, ``KeyReused``, ``StoredFailure``, ``OutcomeUnknown``, ``WindowExpired``,
-    ``LeaseLost`` once another owner has taken over, ``ImproperlyUsed`` inside a transaction on the
-    records' alias, and whatever the body raises.
+    owner's lease lives, ``StoreUnavailable`` where the store is another server, ``KeyReused``,
+    ``StoredFailure``, ``OutcomeUnknown``, ``WindowExpired``, ``LeaseLost`` once another owner has
+    taken over, ``ImproperlyUsed`` inside a transaction on the records' alias, and whatever the body
+    raises.
     """
     require_no_transaction(records.db, f"{operation} is leased work")
     with telling(records, operation), not_reentrant(records.db, operation):

@@ -21,7 +21,12 @@ from uuid import uuid4
 from django.db import connections, transaction
 
 from idempotency import results
-from idempotency.exceptions import ImproperlyUsed, KeyInProgress, LeaseLost
+from idempotency.exceptions import (
+    ImproperlyUsed,
+    KeyInProgress,
+    LeaseLost,
+    StoreUnavailable,
+)
 from idempotency.execution import LOST_RACE, count, receipts, tell
 from idempotency.signals import executed, reclaimed
 from idempotency.stores import describe
@@ -165,6 +170,12 @@ class Lease:
         if self._settled or getattr(error.__cause__, "sqlstate", None) in LOST_RACE:
             raise KeyInProgress(
                 f"The store did not say what became of {self.operation}: try again later.",
+                retry_after=self.terms.lease.total_seconds(),
+            ) from error
+        if not self.store.in_database:
+            raise StoreUnavailable(
+                f"The store of the lease of {self.operation} cannot be used "
+                f"({describe(error)}): try again later.",
                 retry_after=self.terms.lease.total_seconds(),
             ) from error
         raise error

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from idempotency import results
@@ -71,12 +72,13 @@ if old.state then
 end
 local fresh = not old.state or old.state == 'completed'
 local attempt = fresh and 1 or old.attempt + 1
-if fresh then redis.call('DEL', KEYS[1]) end
-clear('finished_at', 'result')
+-- First what a full server refuses: a script that has deleted something is let through.
 write('namespace', namespace, 'scope', scope, 'key', key, 'fingerprint', fingerprint,
     'state', 'in_progress', 'message_id', message_id, 'token', token, 'owner', owner,
     'attempt', attempt, 'error', '', 'created_at', fresh and now or old.created_at,
     'lease_expires_at', now + lease)
+clear('finished_at', 'result')
+if fresh then clear('checkpoint') end
 if reclaim then expire(now + lease + ttl) else never_expire() end
 return {{attempt, old.checkpoint or false, old.state == 'in_progress' and 1 or 0}}
 """
@@ -163,7 +165,12 @@ READERS: dict[str, Callable[[bytes], Any]] = {
 class RedisStore:
     """A ``Store``, and for one key at a time the words of those who operate it."""
 
-    unreachable: ClassVar[tuple[type[Exception], ...]] = (RedisConnectionError, RedisTimeoutError)
+    unreachable: ClassVar[tuple[type[Exception], ...]] = (
+        RedisConnectionError,
+        RedisTimeoutError,
+        OutOfMemoryError,
+        ReadOnlyError,
+    )
     in_database: ClassVar[bool] = False
 
     def __init__(self, client: Redis | None = None) -> None:

@@ -12,6 +12,7 @@ from celery.signals import task_failure
 from django.db import OperationalError, router
 from django.dispatch import receiver
 
+from idempotency.exceptions import StoreUnavailable
 from idempotency.signals import receipt
 from outbox.exceptions import describe
 from outbox.models import OutboxMessage
@@ -39,9 +40,9 @@ def record_failed(
 ) -> None:
     """Record a final failure: Celery sends this signal when no retry follows.
 
-    A guarded task that lost its connection to the database has not failed by itself: its message
-    stays published, and a relay publishes it again. So does one whose task rejects it, which Celery
-    tells of as well.
+    A guarded task that lost its connection to the database, or to the store of its lease, has not
+    failed by itself: its message stays published, and a relay publishes it again. So does one whose
+    task rejects it, which Celery tells of as well.
     """
     id = _uuid(task_id)
     if id is None or isinstance(exception, Reject):
@@ -53,8 +54,8 @@ def record_failed(
         messages = OutboxMessage.objects.using(using)
         if _lost_connection(exception) and messages.filter(pk=id, awaits_receipt=True):
             logger.warning(
-                "The task of message %s lost its connection to the database (%s). It has not "
-                "failed for that: a relay publishes the message again.",
+                "The task of message %s lost its connection (%s). It has not failed for that: a "
+                "relay publishes the message again.",
                 id,
                 describe(exception).partition("\n")[0],
             )
@@ -75,7 +76,9 @@ def _ordering_key(message_id: str) -> str:
 
 
 def _lost_connection(exception: object) -> bool:
-    """Tell whether a database's server went away, or ended the session, or could not be reached."""
+    """Tell whether a server went away, or ended the session, or could not be reached."""
+    if isinstance(exception, StoreUnavailable):
+        return True
     if not isinstance(exception, OperationalError):
         return False
     # The driver's own errors have no state: it was about to say or hear something, and could not.

@@ -12,6 +12,7 @@ from idempotency.exceptions import IdempotencyError, ImproperlyUsed, KeyInProgre
 NAMES = [
     "KeyMissing",
     "KeyInProgress",
+    "StoreUnavailable",
     "KeyReused",
     "LeaseLost",
     "OutcomeUnknown",

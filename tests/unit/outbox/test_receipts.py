@@ -14,6 +14,7 @@ from celery.signals import task_failure
 from django.db import OperationalError, ProgrammingError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 
+from idempotency.exceptions import StoreUnavailable
 from idempotency.execution import Operation, run_once
 from idempotency.leases import run_leased
 from idempotency.models import IdempotencyKey
@@ -136,6 +137,13 @@ LOST = [
     psycopg.errors.ConnectionFailure("gone"),
     psycopg.OperationalError("the connection is lost"),
 ]
+
+
+def test_a_lease_that_could_not_be_had_is_not_a_guarded_tasks_failure() -> None:
+    """Where the guard says on_in_progress="raise"; else it comes again by itself."""
+    row = message("published", record_once.s("x"))
+    fail_finally(record_once, row.pk, StoreUnavailable("x"))
+    assert status_of(row) == "published"
 
 
 @pytest.mark.parametrize("cause", LOST)

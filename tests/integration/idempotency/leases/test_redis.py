@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
-import redis
 from django.db import connection
 
 from idempotency import fenced, idempotent, signals, step
-from idempotency.exceptions import ImproperlyUsed
+from idempotency.exceptions import ImproperlyUsed, KeyInProgress, StoreUnavailable
 from idempotency.models import IdempotencyKey
 from idempotency.redis import RedisStore, name_of
+from tests.helpers import wait_for
+from tests.integration.idempotency.leases import guarded
 from tests.integration.idempotency.leases.leasing import Leasing, State, redis_store
+from tests.project.models import Effect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import Any
 
+    from sample_project.processes import Process
     from sample_project.servers import ValkeyServer
+    from tests.servers.brokers import Broker
 
 pytestmark = pytest.mark.django_db
 
@@ -121,7 +127,69 @@ def test_a_restart_of_the_server_in_the_middle_is_survived(
 def test_a_server_that_is_down_executes_nothing(leasing: Leasing, valkey: ValkeyServer) -> None:
     valkey.stop()
     try:
-        with pytest.raises(redis.ConnectionError):
+        with pytest.raises(StoreUnavailable, match="Connection refused"):
             leasing.run(lambda: pytest.fail("executed"))
     finally:
         valkey.start()
+
+
+def test_a_server_that_takes_no_writes_executes_nothing(
+    leasing: Leasing, store: RedisStore
+) -> None:
+    """Its memory is full, or it has become a replica."""
+    store.client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(StoreUnavailable, match="OutOfMemoryError"):
+            leasing.run(lambda: pytest.fail("executed"))
+    finally:
+        store.client.config_set("maxmemory", 0)
+    assert leasing.run().value == "done"
+
+
+def test_a_server_that_goes_away_inside_is_no_failure_of_the_task(
+    leasing: Leasing, valkey: ValkeyServer
+) -> None:
+    calls: list[str] = []
+
+    def body() -> str:
+        calls.append("body")
+        if len(calls) == 1:
+            valkey.stop()
+        return step("one", str, "done")
+
+    try:
+        with pytest.raises(StoreUnavailable):
+            leasing.run(body, on_failed="raise")
+    finally:
+        valkey.start()
+    with pytest.raises(KeyInProgress):
+        leasing.run(body)  # until the lease is stale
+    leasing.make_stale()
+    assert leasing.run(body).value == "done"
+    assert len(calls) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("broker", ["rabbitmq"], indirect=True)
+def test_a_task_waits_for_a_server_that_is_down(
+    broker: Broker,
+    start_worker: Callable[..., Process],
+    redis_url: str,
+    valkey: ValkeyServer,
+    tmp_path: Path,
+) -> None:
+    worker = start_worker(
+        f"--include={guarded.__name__}",
+        env={"TEST_REDIS_URL": redis_url, "TEST_DEATHS": str(tmp_path)},
+    )
+    id = str(uuid4())
+    valkey.stop()
+    try:
+        guarded.killed_redis.apply_async(("waits",), task_id=id)
+        wait_for(lambda: f"[{id}] retry: Retry in " in worker.output(), message=worker.output)
+    finally:
+        valkey.start()
+    wait_for(lambda: f"[{id}] succeeded" in worker.output(), message=worker.output)
+    assert f"[{id}] raised" not in worker.output()
+    assert Effect.objects.filter(label="waits completed").count() == 1
