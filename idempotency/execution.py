@@ -159,8 +159,11 @@ def _run_once(
             value = body()
             in_body = False
             result = codec.dumps(value)
-            pk = records.complete(operation, claim, result, receipts(records, operation))
-            if executed.has_listeners(records.model):
+            heard = executed.has_listeners(records.model)
+            pk = records.complete(
+                operation, claim, result, receipts(records, operation), last=not heard
+            )
+            if heard:
                 tell(executed, records, operation, records.completed(operation, pk, result))
             return Outcome(value, replayed=False)
     except OperationalError as error:

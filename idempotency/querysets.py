@@ -74,6 +74,9 @@ WHERE stored.id = %s AND stored.token IS NOT DISTINCT FROM %s::uuid
 """
 )
 
+# What atomic() does at its end is then nothing: the driver knows that no transaction is open.
+COMMIT: Statement = "COMMIT", ()
+
 # SELECT DISTINCT would read the whole table. The index is in the collation "C".
 NAMESPACES = """
 WITH RECURSIVE names (name) AS (
@@ -189,12 +192,15 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
         claim: Claim,
         result: bytes,
         receipts: Sequence[Statement] = (),
+        *,
+        last: bool = False,
     ) -> int:
         """Write the operation's row, in the place of what the claim found; return its id.
 
-        ``receipts`` are written in the same round trip. Raises ``KeyInProgress`` if somebody has
-        written the row since, which the lock prevents but for a snapshot that is older than the
-        lock (REPEATABLE READ).
+        ``receipts`` are written in the same round trip. ``last``: nothing more is written in this
+        block of ``atomic()``; where the transaction ends with it, it is committed in the same round
+        trip as well. Raises ``KeyInProgress`` if somebody has written the row since, which the lock
+        prevents but for a snapshot that is older than the lock (REPEATABLE READ).
         """
         parameters = [
             operation.namespace,
@@ -206,12 +212,15 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
             claim.began,
             operation.ttl.total_seconds(),
         ]
+        end: list[Statement] = []
         if claim.found is None:
             own: Statement = INSERT, parameters
+            if last and _is_outermost(connections[self.db]):
+                end = [COMMIT]
         else:
             own = REPLACE, [*parameters, claim.found.pk, claim.found.token]
         try:
-            row = self.write([own, *receipts])
+            row = self.write([own, *receipts, *end])
         except IntegrityError as error:
             diagnosis = getattr(error.__cause__, "diag", None)
             if getattr(diagnosis, "constraint_name", None) != UNIQUE:
@@ -307,6 +316,12 @@ class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)
             fingerprint="" if fingerprint is None else digests.fingerprint(fingerprint),
         )
         return execution.run_once(self.using(alias), operation, func)
+
+
+def _is_outermost(connection: Any) -> bool:
+    """Whether the end of the current block of ``atomic()`` is a commit."""
+    outermost = connection.in_atomic_block and not connection.savepoint_ids
+    return bool(outermost and connection.commit_on_exit and not connection.needs_rollback)
 
 
 def written_meanwhile(operation: Operation) -> KeyInProgress:

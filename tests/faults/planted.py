@@ -59,11 +59,11 @@ def record_outside() -> None:
     """The guard writes its record in another transaction than the effect's."""
     complete = IdempotencyKeyQuerySet.complete
 
-    def complete_outside(self: IdempotencyKeyQuerySet, *args: Any) -> Any:
+    def complete_outside(self: IdempotencyKeyQuerySet, *args: Any, **options: Any) -> Any:
         connections[self.db].connection.commit()
-        return complete(self, *args)
+        return complete(self, *args, **options)
 
-    IdempotencyKeyQuerySet.complete = complete_outside  # type: ignore[assignment, method-assign]
+    IdempotencyKeyQuerySet.complete = complete_outside  # type: ignore[method-assign]
 
 
 def cursor_polling() -> None:
@@ -84,10 +84,12 @@ def short_window() -> None:
     """Keys are forgotten sooner than deliveries are refused."""
     complete = IdempotencyKeyQuerySet.complete
 
-    def complete_shortly(self: IdempotencyKeyQuerySet, operation: Operation, *args: Any) -> Any:
-        return complete(self, replace(operation, ttl=FORGOTTEN_AFTER), *args)
+    def complete_shortly(
+        self: IdempotencyKeyQuerySet, operation: Operation, *args: Any, **options: Any
+    ) -> Any:
+        return complete(self, replace(operation, ttl=FORGOTTEN_AFTER), *args, **options)
 
-    IdempotencyKeyQuerySet.complete = complete_shortly  # type: ignore[method-assign, assignment]
+    IdempotencyKeyQuerySet.complete = complete_shortly  # type: ignore[method-assign]
 
 
 def ordering_gate_removed() -> None:

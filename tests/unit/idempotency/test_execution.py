@@ -573,6 +573,66 @@ class TestIsolation:
         assert not keys.exists()
 
 
+@pytest.mark.django_db(transaction=True)
+class TestCommit:
+    """The commit travels with the key where the transaction ends with it, and only there."""
+
+    @pytest.fixture(autouse=True)
+    def unheard(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the counters that other tests import."""
+        monkeypatch.setattr(executed, "receivers", [])
+
+    @staticmethod
+    def committed(func: Callable[[], Any] = effect) -> bool:
+        """Whether the statement that wrote the key committed as well."""
+        with CaptureQueriesContext(connection) as queries, suppress(RuntimeError):
+            run(func)
+        (written,) = (q["sql"] for q in queries if "INSERT INTO idempotency" in q["sql"])
+        return str(written).rstrip().endswith("COMMIT")
+
+    def test_goes_with_the_key(self) -> None:
+        hooks: list[bool] = []
+
+        def body() -> None:
+            effect()
+            transaction.on_commit(lambda: hooks.append(keys.exists()))
+
+        assert self.committed(body)
+        assert hooks == [True]
+        assert not connection.in_atomic_block
+        assert run().replayed
+
+    def test_an_outer_transaction_keeps_its_own(self) -> None:
+        with transaction.atomic():
+            assert not self.committed()
+            transaction.set_rollback(True)
+        assert not keys.exists()
+        assert not Effect.objects.exists()
+
+    def test_a_listener_still_belongs_to_the_transaction(self) -> None:
+        def refuse(**kwargs: Any) -> None:
+            raise RuntimeError
+
+        executed.connect(refuse)
+        try:
+            assert not self.committed()
+        finally:
+            executed.disconnect(refuse)
+        assert not keys.exists()
+        assert not Effect.objects.exists()
+
+    def test_what_the_body_marked_for_rollback_is_rolled_back(self) -> None:
+        def body() -> None:
+            effect()
+            with suppress(RuntimeError), transaction.atomic(savepoint=False):
+                raise RuntimeError
+
+        with pytest.raises(transaction.TransactionManagementError):
+            run(body)
+        assert not keys.exists()
+        assert not Effect.objects.exists()
+
+
 @pytest.mark.django_db(databases=["default", "other"])
 def test_another_alias_has_its_own_keys() -> None:
     outcome = run(lambda: 1, using="other")
