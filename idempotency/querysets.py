@@ -215,7 +215,8 @@ class IdempotencyKeyQuerySet(LeasedQuerySet):
         end: list[Statement] = []
         if claim.found is None:
             own: Statement = INSERT, parameters
-            if last and _is_outermost(connections[self.db]):
+            # An atomic() that ends in a commit stands alone: each other one adds to this list.
+            if last and not connections[self.db].savepoint_ids:
                 end = [COMMIT]
         else:
             own = REPLACE, [*parameters, claim.found.pk, claim.found.token]
@@ -316,12 +317,6 @@ class IdempotencyKeyManager(models.Manager.from_queryset(IdempotencyKeyQuerySet)
             fingerprint="" if fingerprint is None else digests.fingerprint(fingerprint),
         )
         return execution.run_once(self.using(alias), operation, func)
-
-
-def _is_outermost(connection: Any) -> bool:
-    """Whether the end of the current block of ``atomic()`` is a commit."""
-    outermost = connection.in_atomic_block and not connection.savepoint_ids
-    return bool(outermost and connection.commit_on_exit and not connection.needs_rollback)
 
 
 def written_meanwhile(operation: Operation) -> KeyInProgress:

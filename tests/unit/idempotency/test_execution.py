@@ -609,6 +609,16 @@ class TestCommit:
         assert not keys.exists()
         assert not Effect.objects.exists()
 
+    def test_without_autocommit_the_caller_commits(self) -> None:
+        transaction.set_autocommit(False)
+        try:
+            assert not self.committed()
+            transaction.rollback()
+        finally:
+            transaction.set_autocommit(True)
+        assert not keys.exists()
+        assert not Effect.objects.exists()
+
     def test_a_listener_still_belongs_to_the_transaction(self) -> None:
         def refuse(**kwargs: Any) -> None:
             raise RuntimeError
